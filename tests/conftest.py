@@ -1,0 +1,33 @@
+"""Eight fake CPU devices for every test, and strict numerics; set before any backend starts."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+from absl import flags
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_default_matmul_precision", "highest")
+flags.FLAGS.mark_as_parsed()  # grain reads absl flags, which no app has parsed here
+
+
+@pytest.fixture
+def single_mesh():
+    """A mesh of one device, entered."""
+    from vixml_jax import sharding
+
+    with sharding.use(sharding.make_mesh(devices=jax.devices()[:1])) as mesh:
+        yield mesh
+
+
+@pytest.fixture(params=[(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=lambda sizes: "x".join(map(str, sizes)))
+def mesh(request):
+    """Each of three meshes over eight devices, entered."""
+    from vixml_jax import sharding
+
+    with sharding.use(sharding.make_mesh(*request.param)) as mesh:
+        yield mesh

@@ -1,0 +1,74 @@
+"""Progress of long work: a bar with time left on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+PLAIN_LINE_SECONDS = 10.0
+
+
+class Progress:
+    """Counts `total` units of work and shows how many are done, how fast, and the time left.
+
+    Use as a context manager and call `update(n, **figures)` as work is done; figures (loss, ...) stand
+    behind the bar. On a terminal it is a tqdm bar; elsewhere one line every ten seconds and one at the end.
+    """
+
+    def __init__(self, total: int, title: str, unit: str = "rows", initial: int = 0):
+        self.total, self.title, self.unit, self.done, self.initial = total, title, unit, initial, initial
+        self._started = self._last_line = time.monotonic()
+        self._figures: dict[str, float | str] = {}
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, desc=title, unit=f" {unit}", initial=initial, dynamic_ncols=True)
+
+    def update(self, n: int = 1, **figures: float | str) -> None:
+        """Adds `n` finished units; `figures` replace those shown before."""
+        self.done += n
+        self._figures.update(figures)
+        if self._bar is not None:
+            if figures:
+                self._bar.set_postfix({k: _short(v) for k, v in figures.items()}, refresh=False)
+            self._bar.update(n)
+        elif time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
+            self._line()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif kind is None:
+            self._line()
+
+    def _line(self) -> None:
+        self._last_line = time.monotonic()
+        seconds = max(self._last_line - self._started, 1e-9)
+        rate = (self.done - self.initial) / seconds
+        left = (self.total - self.done) / rate if rate else float("inf")
+        figures = "".join(f"  {k} {_short(v)}" for k, v in self._figures.items())
+        timing = f"{_clock(seconds)} so far, {_clock(left)} left" if self.done < self.total else _clock(seconds)
+        print(
+            f"{self.title}: {self.done:,}/{self.total:,} {self.unit}  {rate:,.1f}/s  {timing}{figures}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _short(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def _clock(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "?"
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
