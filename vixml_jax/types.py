@@ -43,3 +43,20 @@ class Predictions(NamedTuple):
 
     ids: np.ndarray
     scores: np.ndarray
+
+
+@flax.struct.dataclass
+class Batch:
+    """One training batch: B queries, and one label slot for each.
+
+    Attributes:
+      tokens: the 2B items, queries first, packed into rows.
+      query_rows: int32 [B]; rows of the training split.
+      label_ids: int32 [B]; the sampled positive of each query, 0 where the query has none.
+      targets: uint8 [B, B]; 1 where the label of slot j is relevant to query i.
+    """
+
+    tokens: PackedTokens
+    query_rows: jax.Array | np.ndarray
+    label_ids: jax.Array | np.ndarray
+    targets: jax.Array | np.ndarray

@@ -1,0 +1,272 @@
+"""The config of a run: every field with its default, its unit and where it comes from.
+
+Dataset files in `configs/` start from `base()` and state their differences. Inside the library functions
+take values, not the config; only jobs and training parts read it.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, config_flags
+
+from vixml_jax import files
+from vixml_jax.errors import UserError
+
+# What may differ when a run is continued: nothing of it changes what is computed.
+FREE_TO_CHANGE = (
+    "train.log_every",
+    "checkpoint",
+    "eval",
+    "retrieval",
+    "mesh",
+    "dataset.dir",
+    "dataset.cache_dir",
+)
+
+
+def base() -> ConfigDict:
+    """Returns the defaults: DistilBERT-sized recipe of the ViXML paper on a dataset of your own."""
+    config = ConfigDict()
+
+    config.dataset = dataset = ConfigDict()
+    dataset.dir = ""  # what `vixml prepare --out` made
+    dataset.fields = ("title",)  # of "title", "content": joined by a space they are an item's text
+    dataset.A = 0.55  # propensity model (Jain et al. 2016): 0.6 for the Amazon family
+    dataset.B = 1.5  # 2.6 for the Amazon family
+    dataset.holdout = 0.0  # share of the training queries set aside and used as the test split, for choices
+    dataset.cache_dir = ""  # where token and image banks go; "" = beside the dataset
+
+    config.text = text = ConfigDict()
+    text.checkpoint = "random:minilm-tiny"  # hub name, local directory, or "random:<preset>"
+    text.layers = 0  # keep only the first n layers; 0 = all
+    text.max_tokens = 32  # special tokens counted in; 128 on LF-Amazon-131K
+    text.pooling = "mean"  # over all unmasked positions, or "last"
+    text.dtype = "float32"  # of the computation: "float32" or "bfloat16"
+    text.remat = "none"  # what the backward pass recomputes: "none", "dots" (keeps matmuls), "full"
+    text.vocab_size = 8192  # of the tokenizer trained on the dataset; random presets only
+
+    config.vision = vision = ConfigDict()
+    vision.checkpoint = "random:vit-tiny"  # frozen; its embeddings are computed once
+    vision.images = 0  # pictures used of each item; 0 = text only
+    vision.batch_size = 64  # pictures a device call while the image bank is filled
+
+    config.prototype = prototype = ConfigDict()
+    prototype.kind = (
+        "prime"  # "prime", "dexa" (adds the free vector to the label), "none" (the label's text alone)
+    )
+    prototype.free_vectors = 65_536  # shared by all labels; PRIME
+    prototype.init = (
+        "xavier"  # of the free vectors: "xavier" (encoders) or "labels" (mean of the cluster; decoders)
+    )
+    prototype.heads = 8
+    prototype.feed_forward = 1024
+    prototype.dropout = 0.1
+    prototype.centroid_decay = 0.0  # 0 = last epoch's mean (ViXML); 0.95 = PRIME's moving average
+
+    config.loss = loss = ConfigDict()
+    loss.name = "prime"  # "prime", "triplet", "info_nce", "decoupled_softmax", "sigmoid"
+    loss.negatives = 10  # hardest of the batch, a query; triplet and prime
+    loss.margin_min = 0.1  # dynamic margin: clip(|S_p - S_n|, min, max); equal = fixed (NGAME: 0.3)
+    loss.margin_max = 0.3
+    loss.temperature = (
+        0.1  # of the weights over violators in the triplet; 0.05 is usual for the softmax losses
+    )
+    loss.reg_weight = 0.1  # of PRIME's regulariser
+    loss.reg_margin = 0.1
+    loss.positives = "inverse_propensity"  # how a query's positive is drawn; or "uniform"
+
+    config.mining = mining = ConfigDict()
+    mining.start = 10  # first epoch (0-based) in clustered order; decoders 4. NGAME
+    mining.every = 5  # epochs between clusterings; decoders 2
+    mining.size = 16  # queries a cluster
+    mining.double_at = (20, 40, 60, 80, 100, 120)  # epochs at whose end `size` doubles
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.lr = 2e-4  # of the text tower, peak
+    optimizer.head_lr = 5e-4  # of the image projection, free vectors and prototype net, peak
+    optimizer.weight_decay = 0.01  # none on biases, norms and free vectors
+    optimizer.warmup_steps = 100  # linear, then linear to 0
+    optimizer.clip_norm = 0.0  # global gradient norm; 1.0 for decoders; 0 = off
+    optimizer.eps = 1e-6
+
+    config.train = train = ConfigDict()
+    train.epochs = 300
+    train.batch_size = 2048  # queries; as many label slots
+    train.seed = 0
+    train.row_length = 64  # slots of a packed row; at least the longest item
+    train.log_every = 10  # steps
+
+    config.mesh = mesh = ConfigDict()
+    mesh.data = -1  # -1 = all devices that are left
+    mesh.fsdp = 1
+    mesh.tensor = 1
+
+    config.checkpoint = checkpoint = ConfigDict()
+    checkpoint.every_steps = 500  # and at the end of every epoch
+    checkpoint.keep = 1  # newest ones kept
+
+    config.retrieval = retrieval = ConfigDict()
+    retrieval.kind = "scann"  # or "exact"
+    retrieval.k = 100  # labels retrieved a query (filter pairs come on top)
+    retrieval.target_recall = 0.98  # of ScaNN against exact search, at k
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.every = 0  # epochs between evaluations while training; 0 = only at the end
+    evaluation.ks = (1, 3, 5)
+    evaluation.items_per_call = 1024  # items encoded a device call
+
+    return config
+
+
+def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
+    """Reads a config argument such as "backbone=distilbert,images=3,smoke" into the types of `defaults`.
+
+    A bare name stands for True.
+
+    Raises:
+      UserError: if a name is not in `defaults` or a value has another type.
+    """
+    values = ConfigDict(defaults)
+    for part in filter(None, arg.split(",")):
+        name, separator, raw = part.partition("=")
+        if name not in defaults:
+            raise UserError(
+                f"unknown config argument {name!r}", fix="known are " + ", ".join(sorted(defaults))
+            )
+        default = defaults[name]
+        try:
+            if isinstance(default, bool):
+                values[name] = {"": True, "true": True, "1": True, "false": False, "0": False}[raw.lower()]
+            elif isinstance(default, str):
+                values[name] = raw
+            else:
+                values[name] = type(default)(ast.literal_eval(raw))
+        except (KeyError, ValueError, SyntaxError, TypeError):
+            raise UserError(
+                f"config argument {name}={raw!r} is not a {type(default).__name__}",
+                fix=f"as in {name}={default}" if separator else f"give {name}=VALUE",
+            ) from None
+    return values
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks what can be known without data.
+
+    Raises:
+      UserError: naming the field and what would be right.
+    """
+    choices = {
+        "text.pooling": ("mean", "last"),
+        "text.dtype": ("float32", "bfloat16"),
+        "text.remat": ("none", "dots", "full"),
+        "prototype.kind": ("prime", "dexa", "none"),
+        "prototype.init": ("xavier", "labels"),
+        "loss.name": ("prime", "triplet", "info_nce", "decoupled_softmax", "sigmoid"),
+        "loss.positives": ("inverse_propensity", "uniform"),
+        "retrieval.kind": ("scann", "exact"),
+    }
+    for key, allowed in choices.items():
+        value = get(config, key)
+        if value not in allowed:
+            raise UserError(f"config.{key}={value!r}", fix="give one of " + ", ".join(allowed))
+    for key in ("train.batch_size", "train.row_length", "text.max_tokens", "mining.size", "mining.every",
+                "train.log_every", "retrieval.k", "loss.negatives", "prototype.free_vectors",
+                "eval.items_per_call", "vision.batch_size", "checkpoint.keep"):  # fmt: skip
+        if get(config, key) < 1:
+            raise UserError(f"config.{key}={get(config, key)}", fix="give at least 1")
+    for key in ("train.epochs", "vision.images", "text.layers", "checkpoint.every_steps", "eval.every"):
+        if get(config, key) < 0:
+            raise UserError(f"config.{key}={get(config, key)}", fix="give 0 or more")
+    if not 0 <= config.dataset.holdout < 1:
+        raise UserError(
+            f"config.dataset.holdout={config.dataset.holdout}", fix="give a share from 0 up to below 1"
+        )
+    if not config.dataset.dir:
+        raise UserError(
+            "config.dataset.dir is empty", fix="give --config.dataset.dir=DIR as made by `vixml prepare`"
+        )
+    if unknown := set(config.dataset.fields) - {"title", "content"}:
+        raise UserError(
+            f"config.dataset.fields names {', '.join(sorted(unknown))}", fix="give title, content or both"
+        )
+    if config.loss.name == "prime" and config.prototype.kind != "prime":
+        raise UserError(
+            f"config.loss.name='prime' with config.prototype.kind={config.prototype.kind!r}",
+            fix="the PRIME loss needs config.prototype.kind='prime'",
+        )
+
+
+def get(config: ConfigDict, dotted: str) -> Any:
+    """Returns the field at `section.name`."""
+    value: Any = config
+    for name in dotted.split("."):
+        value = value[name]
+    return value
+
+
+def save(config: ConfigDict, path: Path) -> None:
+    """Writes the resolved config as JSON."""
+    files.write_json(path, json.loads(config.to_json()))
+
+
+def load(path: Path) -> ConfigDict:
+    """Reads what `save` wrote; fields that this version does not know are an error, new ones get their default."""
+    config = base()
+    _update(config, files.read_json(path), path)
+    return config
+
+
+def check_resumable(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
+    """Refuses to continue a run under another config.
+
+    Raises:
+      UserError: naming the fields that differ, unless all of them are FREE_TO_CHANGE.
+    """
+    before, after = _flat(old), _flat(new)
+    differing = [
+        key for key in after
+        if before.get(key) != after[key] and not any(key == f or key.startswith(f + ".") for f in FREE_TO_CHANGE)
+    ]  # fmt: skip
+    if differing:
+        shown = ", ".join(f"{key} was {before.get(key)!r}, is {after[key]!r}" for key in differing[:4])
+        raise UserError(
+            f"another config began this run: {shown}",
+            file=workdir / "config.json",
+            fix="give the old values to continue, or another --workdir",
+        )
+
+
+def define_config_flag() -> None:
+    """Registers --config=FILE[:arg], with --config.section.field=VALUE overrides, and --workdir."""
+    from absl import flags
+
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file, as in configs/demo.py[:arg]", lock_config=True
+    )
+    flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, predictions")
+
+
+def _flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = tuple(value) if isinstance(value, (list, tuple)) else value
+    return flat
+
+
+def _update(config: ConfigDict, values: dict[str, Any], path: Path, prefix: str = "") -> None:
+    for name, value in values.items():
+        if name not in config:
+            raise UserError(
+                f"unknown field {prefix}{name}", file=path, fix="it was written by another version"
+            )
+        if isinstance(value, dict):
+            _update(config[name], value, path, f"{prefix}{name}.")
+        else:
+            config[name] = tuple(value) if isinstance(value, list) else value
