@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+
+from vixml_jax.data import packing
+
+
+def slow_sequence(text, images, template):
+    """One item's slots as the paper writes them: ("t", token) or ("i", image)."""
+    words = [("t", t) for t in template.prefix] + [("t", t) for t in text]
+    pictures = [("i", i) for i in images]
+    if template.images_first:
+        words = pictures + words
+        if pictures:
+            words += [("t", t) for t in template.image_prefix]
+    elif pictures:
+        words += [("t", t) for t in template.image_prefix] + pictures
+    return words + [("t", t) for t in template.suffix]
+
+
+TEMPLATES = {
+    "encoder": packing.Template(),
+    "decoder": packing.Template(
+        prefix=np.array([91, 92], np.int32),
+        image_prefix=np.array([93, 94, 95], np.int32),
+        suffix=np.array([96], np.int32),
+        images_first=False,
+    ),
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+@pytest.mark.parametrize("with_images", [False, True])
+def test_packed_slots_are_the_items_slots(template, with_images):
+    rng = np.random.default_rng()
+    texts = [rng.integers(1, 90, rng.integers(0, 12)).astype(np.int32) for _ in range(50)]
+    present = rng.random((50, 3)) < 0.5
+    images = rng.normal(size=(50, 3, 4)).astype(np.float32)
+    sequences = packing.assemble(
+        np.concatenate(texts),
+        np.array([len(t) for t in texts]),
+        template,
+        images if with_images else None,
+        present if with_images else None,
+    )
+    packed = packing.pack(sequences, 24, row_multiple=4, image_multiple=16)
+    assert packed.token_ids.shape[0] % 4 == 0
+    for item, text in enumerate(texts):
+        pictures = list(images[item][present[item]]) if with_images else []
+        expected = slow_sequence(text, pictures, template)
+        rows, columns = np.nonzero(packed.item_index == item)
+        assert len(rows) == len(expected)
+        if not expected:
+            continue
+        assert len(set(rows)) == 1
+        assert (np.diff(columns) == 1).all()
+        assert (packed.positions[rows, columns] == np.arange(len(expected))).all()
+        assert len(set(packed.segment_ids[rows, columns])) == 1
+        for row, column, (kind, value) in zip(rows, columns, expected, strict=True):
+            if kind == "t":
+                assert packed.token_ids[row, column] == value
+                assert packed.image_index is None or packed.image_index[row, column] == -1
+            else:
+                np.testing.assert_array_equal(packed.images[packed.image_index[row, column]], value)
+    padding = packed.item_index == len(texts)
+    assert (packed.segment_ids[padding] == 0).all()
+    assert (packed.segment_ids[~padding] > 0).all()
+
+
+def test_segments_of_a_row_differ():
+    lengths = np.random.default_rng().integers(1, 20, 200)
+    sequences = packing.Sequences(
+        lengths, np.ones(lengths.sum(), np.int32), np.full(lengths.sum(), -1, np.int32)
+    )
+    packed = packing.pack(sequences, 32)
+    for row in range(len(packed.item_index)):
+        pairs = {
+            (i, s)
+            for i, s in zip(packed.item_index[row], packed.segment_ids[row], strict=True)
+            if i < len(lengths)
+        }
+        assert len({i for i, _ in pairs}) == len({s for _, s in pairs}) == len(pairs)
+
+
+def test_little_is_padding_and_no_row_overflows():
+    lengths = np.random.default_rng().integers(3, 33, 4096)
+    rows, columns, num_rows = packing.assign_rows(lengths, 64)
+    used = np.bincount(rows, weights=lengths, minlength=num_rows)
+    assert used.max() <= 64
+    assert (columns + lengths <= 64).all()
+    assert 1 - lengths.sum() / (64 * num_rows) < 0.02
+
+
+def test_an_item_longer_than_a_row_is_refused():
+    with pytest.raises(ValueError, match="does not fit"):
+        packing.assign_rows(np.array([3, 65]), 64)
+
+
+def test_concatenate_shifts_the_images():
+    rng = np.random.default_rng()
+    parts = []
+    for n in (3, 4):
+        present = np.ones((n, 2), bool)
+        images = rng.normal(size=(n, 2, 5)).astype(np.float32)
+        parts.append(
+            packing.assemble(np.ones(n, np.int32), np.ones(n, int), packing.Template(), images, present)
+        )
+    joined = packing.concatenate(*parts)
+    np.testing.assert_array_equal(
+        joined.images[joined.image_index[joined.image_index >= 0]],
+        np.concatenate([part.images for part in parts]),
+    )
