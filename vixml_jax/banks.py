@@ -1,0 +1,132 @@
+"""The banks of a run: what every query and label of a dataset looks like to the tower."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from vixml_jax.data.dataset import Split, XmcDataset
+from vixml_jax.data.tokenizer import Tokenizer
+
+from vixml_jax import sharding
+from vixml_jax.data import image_bank, token_bank
+from vixml_jax.data.items import ItemBank
+from vixml_jax.data.packing import Template
+from vixml_jax.errors import UserError
+from vixml_jax.models import hub
+
+SPLITS = ("train", "test", "labels")
+
+
+@dataclasses.dataclass(frozen=True)
+class Banks:
+    """One ItemBank a split."""
+
+    train: ItemBank
+    test: ItemBank
+    labels: ItemBank
+
+
+def tokenizer_for(config: ConfigDict, dataset: XmcDataset, workdir: Path) -> Tokenizer:
+    """Returns the run's tokenizer: the one kept in the workdir, the checkpoint's, or one trained on the data.
+
+    A tower with random weights comes without a vocabulary; it gets one learned from the training and label
+    texts (never from the test split).
+    """
+    kept = workdir / "tokenizer"
+    if kept.is_dir():
+        return Tokenizer.load(kept)
+    if config.text.checkpoint.startswith("random:"):
+        fields = tuple(config.dataset.fields)
+        texts = [*dataset.labels.text_of(fields), *dataset.train.text_of(fields)]
+        tokenizer = Tokenizer.train(texts, config.text.vocab_size)
+    else:
+        tokenizer = Tokenizer.load(hub.tokenizer_dir(config.text.checkpoint))
+    tokenizer.save(kept)
+    return tokenizer
+
+
+def build(config: ConfigDict, dataset: XmcDataset, tokenizer: Tokenizer, template: Template) -> Banks:
+    """Reads the banks of all three splits from the cache, or makes them."""
+    cache = Path(config.dataset.cache_dir or Path(dataset.dir) / "derived")
+    banks = {
+        name: item_bank(config, dataset, name, getattr(dataset, name), tokenizer, template, cache)
+        for name in SPLITS
+    }
+    longest = max(int(bank.slots().max(initial=1)) for bank in banks.values())
+    if longest > config.train.row_length:
+        raise UserError(
+            f"an item has {longest} slots, more than config.train.row_length={config.train.row_length}",
+            fix=f"give --config.train.row_length={sharding.round_up(longest, 32)}",
+        )
+    return Banks(**banks)
+
+
+def item_bank(
+    config: ConfigDict,
+    dataset: XmcDataset,
+    name: str,
+    split: Split,
+    tokenizer: Tokenizer,
+    template: Template,
+    cache: Path,
+) -> ItemBank:
+    """Reads the bank of one split from `cache`, or makes it."""
+    fields = tuple(config.dataset.fields)
+    # A view of a split (held-out rows) has banks of its own.
+    key = [dataset.fingerprint, name, config.dataset.holdout]
+    tokens = token_bank.build_or_load(
+        split.text_of(fields), tokenizer, config.text.max_tokens, cache, [*key, *fields]
+    )
+    images = None
+    if config.vision.images:
+        images = picture_bank(config, split.images, cache, key)
+    return ItemBank(tokens, template, images, config.vision.images)
+
+
+def picture_bank(
+    config: ConfigDict, images: Sequence[Sequence[bytes]], cache: Path, key: list
+) -> image_bank.ImageBank:
+    """Reads the frozen vision tower's embeddings of `images` from `cache`, or computes them."""
+    name = config.vision.checkpoint
+    vision = hub.vision_config(name)
+    return image_bank.build_or_load(
+        images,
+        vision_embedder(name),
+        preprocessing=vision.preprocessing,
+        dim=vision.dim,
+        cache_dir=cache,
+        key_parts=[*key, tower_fingerprint(name)],
+        batch_size=config.vision.batch_size,
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def vision_embedder(name: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns a function from pixels [B, H, W, 3] to float32 embeddings [B, V]; loads the tower at first use."""
+
+    @functools.cache
+    def load() -> Callable[[np.ndarray], jax.Array]:
+        tower = hub.load_vision_tower(name)
+        return jax.jit(lambda pixels: tower(pixels))
+
+    return lambda pixels: np.asarray(load()(pixels), np.float32)
+
+
+@functools.lru_cache(maxsize=4)
+def tower_fingerprint(name: str) -> str:
+    """Names a checkpoint by its content: a changed file is another tower."""
+    if name.startswith("random:"):
+        return name
+    digest = hashlib.sha256()
+    for file in sorted(Path(hub.resolve(name)).glob("*")):
+        if file.name == "config.json" or file.suffix == ".safetensors":
+            with open(file, "rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]

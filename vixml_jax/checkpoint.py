@@ -1,0 +1,91 @@
+"""Orbax checkpoints: the whole train state, written while training goes on, read back for any mesh.
+
+A checkpoint has three parts, so that prediction reads no optimizer moments: "params" (what trains), "tables"
+(see train_state.Tables) and "training" (step and optimizer state).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from vixml_jax.errors import UserError
+from vixml_jax.train_state import TrainState
+
+Tree = TypeVar("Tree")
+
+
+class Checkpointer:
+    """Saves and restores a run's state under `workdir/checkpoints`.
+
+    Args:
+      workdir: the run's directory.
+      keep: number of newest checkpoints kept.
+    """
+
+    def __init__(self, workdir: Path, keep: int = 1):
+        self._root = (workdir / "checkpoints").absolute()
+        self._orbax = ocp.training.Checkpointer(
+            self._root,
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+        )
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Starts writing `state`; returns before it is on disk. A step that is already saved is left alone."""
+        if self.latest_step() == step:
+            return
+        training = {"step": state.step, "opt_state": state.opt_state}
+        self._orbax.save_checkpointables_async(
+            step, {"params": state.params, "tables": state.tables, "training": training}
+        )
+
+    def latest_step(self) -> int | None:
+        """Returns the step of the newest complete checkpoint, None where there is none."""
+        newest = self._orbax.latest
+        return None if newest is None else newest.step
+
+    def restore(self, like: TrainState) -> TrainState:
+        """Reads the newest checkpoint into the shapes, dtypes and shardings of `like`.
+
+        Raises:
+          UserError: if it does not fit the config's model and dataset.
+        """
+        training = {"step": like.step, "opt_state": like.opt_state}
+        parts = self._load({"params": like.params, "tables": like.tables, "training": training})
+        training = parts["training"]
+        return TrainState(training["step"], parts["params"], training["opt_state"], parts["tables"])
+
+    def restore_model(self, params: Tree, tables: Any) -> tuple[Tree, Any]:
+        """Reads only what prediction needs: parameters and tables, like those given."""
+        parts = self._load({"params": params, "tables": tables})
+        return parts["params"], parts["tables"]
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._orbax.close()
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _load(self, like: dict[str, Any]) -> dict[str, Any]:
+        step = self.latest_step()
+        if step is None:
+            raise UserError("no checkpoint", file=self._root, fix="train first: `vixml train`")
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like
+        )
+        try:
+            return self._orbax.load_checkpointables(step, abstract)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"the checkpoint of step {step} does not fit the model: {str(error).splitlines()[0]}",
+                file=self._root,
+                fix="use the config and dataset that it was made with",
+            ) from error

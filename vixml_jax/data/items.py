@@ -1,0 +1,53 @@
+"""A split as the tower reads it: token bank, image bank and the order of an item's parts."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from vixml_jax.data import packing
+from vixml_jax.data.image_bank import ImageBank
+from vixml_jax.data.ragged import Ragged
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemBank:
+    """N items, each read by row number.
+
+    Attributes:
+      tokens: int32 token ids, ragged [N].
+      template: the order of prompt, text and pictures.
+      images: embeddings of the pictures, or None for text only.
+      max_images: pictures used of an item.
+    """
+
+    tokens: Ragged
+    template: packing.Template = dataclasses.field(default_factory=packing.Template)
+    images: ImageBank | None = None
+    max_images: int = 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def take(self, rows: np.ndarray) -> packing.Sequences:
+        """Assembles the sequences of `rows` (int [n])."""
+        values, lengths = self.tokens.take(rows)
+        if self.images is None:
+            return packing.assemble(values, lengths, self.template)
+        features, present = self.images.take(rows, self.max_images)
+        return packing.assemble(values, lengths, self.template, features, present)
+
+    def slots(self) -> np.ndarray:
+        """Returns the number of slots of every item, int64 [N]."""
+        lengths = self.tokens.lengths() + len(self.template.prefix) + len(self.template.suffix)
+        if self.images is not None:
+            counts = self.image_counts()
+            lengths = lengths + counts + np.where(counts > 0, len(self.template.image_prefix), 0)
+        return lengths
+
+    def image_counts(self) -> np.ndarray:
+        """Returns how many pictures of every item are used, int64 [N]."""
+        if self.images is None:
+            return np.zeros(len(self), np.int64)
+        return (self.images.slots[:, : self.max_images] >= 0).sum(1).astype(np.int64)

@@ -1,0 +1,132 @@
+"""Evaluates a run: `vixml eval --workdir=runs/demo`.
+
+Embeds test queries and labels with the newest checkpoint, retrieves, scores, prints the table and writes
+`metrics.json`, `predictions.npz`, `embeddings/` and `index/` into the workdir.
+
+Examples:
+  vixml eval --workdir=runs/demo
+  vixml eval --workdir=runs/picto --config=configs/picto_tags.py --config.retrieval.kind=exact
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse
+from absl import flags
+from flax import nnx
+from vixml_jax.retrieval.index import Index
+
+from vixml_jax import config as config_lib
+from vixml_jax import distributed, files, metrics, retrieval, sharding
+from vixml_jax import run as run_lib
+from vixml_jax.errors import UserError
+from vixml_jax.run import Run
+from vixml_jax.train_state import Tables
+from vixml_jax.types import Predictions
+
+
+def define_flags() -> None:
+    """Registers --config (that of the run unless given) and --workdir."""
+    config_lib.define_config_flag()
+
+
+def main() -> int:
+    """Runs the command."""
+    if not flags.FLAGS.workdir:
+        raise UserError("eval needs --workdir", fix="give the directory that `vixml train` filled")
+    workdir = Path(flags.FLAGS.workdir)
+    config = flags.FLAGS.config or config_lib.load(workdir / "config.json")
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    with sharding.use(mesh):
+        run, params, tables = run_lib.load(config, workdir, mesh)
+        write(run, evaluate(run, params, tables))
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation gives.
+
+    Attributes:
+      figures: metric name -> percent.
+      predictions: the retrieved labels of every test query, filter pairs still in.
+      queries: L2-normalised float32 [N, D] test query embeddings.
+      labels: L2-normalised float32 [L, D] label embeddings.
+      index: over the labels.
+    """
+
+    figures: dict[str, float]
+    predictions: Predictions
+    queries: np.ndarray
+    labels: np.ndarray
+    index: Index
+
+
+def evaluate(run: Run, params: nnx.State, tables: Tables) -> Evaluation:
+    """Embeds, retrieves and scores the test split."""
+    config, dataset = run.config, run.dataset
+    labels_LD = run.embedder.labels(params, run.frozen, run.banks.labels, tables)
+    queries_ND = run.embedder.queries(params, run.frozen, run.banks.test, "embed test queries")
+    index = retrieval.build(
+        labels_LD,
+        kind=config.retrieval.kind,
+        target_recall=config.retrieval.target_recall,
+        k=config.retrieval.k,
+    )
+    pairs = dataset.filter_pairs_test
+    # A row's filter pairs are cut out of what is retrieved, so that many more are needed.
+    extra = int(np.bincount(pairs[:, 0]).max()) if len(pairs) else 0
+    ids, scores = index.search(queries_ND, min(config.retrieval.k + extra, len(labels_LD)))
+    figures = metrics.evaluate(
+        (ids, scores),
+        dataset.test_targets,
+        dataset.train_targets,
+        ks=tuple(config.eval.ks),
+        A=config.dataset.A,
+        B=config.dataset.B,
+        filter_pairs=pairs,
+    )
+    return Evaluation(figures, Predictions(ids, scores), queries_ND, labels_LD, index)
+
+
+def write(run: Run, result: Evaluation) -> dict[str, float]:
+    """Writes an evaluation into the run's workdir and prints its table; returns the figures."""
+    if distributed.is_lead():
+        save_array(run.workdir / "embeddings" / "test.npy", result.queries)
+        save_array(run.workdir / "embeddings" / "labels.npy", result.labels)
+        result.index.save(run.workdir / "index")
+        with files.atomic_file(run.workdir / "predictions.npz") as file:
+            scipy.sparse.save_npz(file, to_csr(result.predictions, len(result.labels)))
+        files.write_json(run.workdir / "metrics.json", result.figures)
+        print(metrics_table(result.figures))
+        print(f"metrics.json, predictions.npz, embeddings/ and index/ are in {run.workdir}")
+    return result.figures
+
+
+def to_csr(predictions: Predictions, num_labels: int) -> scipy.sparse.csr_matrix:
+    """Returns predictions as a matrix of scores [N, L]."""
+    found = predictions.ids >= 0
+    indptr = np.concatenate([[0], np.cumsum(found.sum(1))])
+    matrix = scipy.sparse.csr_matrix(
+        (predictions.scores[found], predictions.ids[found], indptr), shape=(len(found), num_labels)
+    )
+    matrix.sort_indices()
+    return matrix
+
+
+def save_array(path: Path, values: np.ndarray) -> None:
+    """Writes a .npy file, atomically."""
+    with files.atomic_file(path) as file:
+        np.save(file, values)
+
+
+def metrics_table(figures: dict[str, float]) -> str:
+    """Lays figures out: one line a metric, its cuts side by side."""
+    rows: dict[str, list[str]] = {}
+    for name, value in figures.items():
+        metric, _, cut = name.partition("@")
+        rows.setdefault(metric, []).append(f"{'@' + cut if cut else '':>5} {value:6.2f}")
+    return "\n".join(f"{metric:<8}{'  '.join(cells)}" for metric, cells in rows.items())

@@ -1,0 +1,132 @@
+"""From a config to a DualEncoder with its starting weights, and from a run's `model.json` back to one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+from vixml_jax.models.prototypes import PrimeHead, free_vectors
+from vixml_jax.models.two_tower import TwoTower, standardised_projection
+
+from vixml_jax import sharding
+from vixml_jax.models import hub
+from vixml_jax.models.dual_encoder import DualEncoder
+from vixml_jax.train_state import TABLE_ROWS_MULTIPLE
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """What a run's model is, without its weights: `workdir/model.json`.
+
+    Attributes:
+      text: the text tower's config, as JSON.
+      dim: D, size of the embeddings.
+      image_dim: V, size of the vision tower's embeddings; 0 for text only.
+      pooling: "mean" or "last".
+      prototype: "prime", "dexa" or "none".
+      num_vectors: C, free vectors; a multiple of TABLE_ROWS_MULTIPLE.
+      heads, feed_forward, dropout: of the prototype net.
+      learned_logits: whether the sigmoid loss's scale and bias are there.
+      num_labels, num_queries: L and N of the dataset it was trained on.
+      dtype, remat: of the tower's computation.
+    """
+
+    text: dict[str, Any]
+    dim: int
+    image_dim: int
+    pooling: str
+    prototype: str
+    num_vectors: int
+    heads: int
+    feed_forward: int
+    dropout: float
+    learned_logits: bool
+    num_labels: int
+    num_queries: int
+    dtype: str
+    remat: str
+
+
+def create(
+    config: ConfigDict,
+    *,
+    vocab_size: int,
+    num_labels: int,
+    num_queries: int,
+    image_features: np.ndarray | None,
+) -> tuple[DualEncoder, ModelSpec]:
+    """Builds the model that a run starts from, in the mesh that is set.
+
+    Args:
+      config: the run's config.
+      vocab_size: of the tokenizer; random presets are built for it.
+      num_labels: L.
+      num_queries: N.
+      image_features: float [n, V] sample of the image bank, or None for text only. The projection starts so
+        that its outputs on it have the mean and spread of word embeddings: features of a frozen tower may
+        vary little around a large mean.
+    """
+    text = hub.load_text_tower(
+        config.text.checkpoint,
+        dtype=config.text.dtype,
+        vocab_size=vocab_size,
+        seed=config.train.seed,
+        layers=config.text.layers or None,
+        remat=config.text.remat,
+    )
+    spec = ModelSpec(
+        text=hub.tower_config_to_json(text.config),
+        dim=text.dim,
+        image_dim=0 if image_features is None else image_features.shape[1],
+        pooling=config.text.pooling,
+        prototype=config.prototype.kind,
+        num_vectors=sharding.round_up(min(config.prototype.free_vectors, num_labels), TABLE_ROWS_MULTIPLE),
+        heads=config.prototype.heads,
+        feed_forward=config.prototype.feed_forward,
+        dropout=config.prototype.dropout,
+        learned_logits=config.loss.name == "sigmoid",
+        num_labels=num_labels,
+        num_queries=num_queries,
+        dtype=config.text.dtype,
+        remat=config.text.remat,
+    )
+    model = _assemble(spec, text, config.train.seed)
+    if image_features is not None:
+        kernel, bias = standardised_projection(
+            image_features.astype(np.float32),
+            text.dim,
+            np.random.default_rng(config.train.seed),
+            text.embedding_std(),
+        )
+        projection = model.tower.image_projection
+        projection.kernel[...] = kernel
+        projection.bias[...] = bias
+    return model, spec
+
+
+def rebuild(spec: ModelSpec) -> DualEncoder:
+    """Builds the model of a `model.json`, its weights to be restored from a checkpoint."""
+    text = hub.build_text_tower(hub.tower_config_from_json(spec.text), dtype=spec.dtype, remat=spec.remat)
+    return _assemble(spec, text, seed=0)
+
+
+def split(model: DualEncoder) -> tuple[nnx.GraphDef[DualEncoder], nnx.State, nnx.State]:
+    """Returns (structure, parameters that train, everything else)."""
+    graphdef, params, frozen = nnx.split(model, nnx.Param, ...)
+    return graphdef, params, frozen
+
+
+def _assemble(spec: ModelSpec, text: Any, seed: int) -> DualEncoder:
+    rngs = nnx.Rngs(seed + 1)  # apart from the tower's own stream
+    tower = TwoTower(text, image_dim=spec.image_dim or None, pooling=spec.pooling, rngs=rngs)
+    head = vectors = None
+    if spec.prototype != "none":
+        vectors = free_vectors(spec.num_vectors, text.dim, rngs=rngs)
+    if spec.prototype == "prime":
+        head = PrimeHead(
+            text.dim, heads=spec.heads, feed_forward=spec.feed_forward, dropout=spec.dropout, rngs=rngs
+        )
+    return DualEncoder(tower, head, vectors, learned_logits=spec.learned_logits)

@@ -1,0 +1,175 @@
+"""A run: its dataset, banks, tokenizer and model, as they lie in a workdir."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from vixml_jax.centroids import label_centroids
+from vixml_jax.data.dataset import XmcDataset, holdout
+from vixml_jax.data.tokenizer import Tokenizer
+
+from vixml_jax import banks as banks_lib
+from vixml_jax import config as config_lib
+from vixml_jax import data, files, model_factory
+from vixml_jax.banks import Banks
+from vixml_jax.checkpoint import Checkpointer
+from vixml_jax.data.packing import Template
+from vixml_jax.embedding import Embedder
+from vixml_jax.errors import UserError
+from vixml_jax.model_factory import ModelSpec
+from vixml_jax.models.dual_encoder import DualEncoder
+from vixml_jax.train_state import Tables, row_table
+
+# Pictures that the image projection's start is fitted to.
+PROJECTION_SAMPLE = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the jobs share, all but the weights.
+
+    Attributes:
+      config: the run's config.
+      workdir: where its files lie.
+      mesh: where it runs.
+      dataset: the prepared dataset, held-out queries set aside when the config says so.
+      banks: its splits as the tower reads them.
+      spec: what the model is.
+      graphdef: the model's structure.
+      frozen: what of the model never trains.
+      embedder: embeds whole banks.
+    """
+
+    config: ConfigDict
+    workdir: Path
+    mesh: Mesh
+    dataset: XmcDataset
+    banks: Banks
+    spec: ModelSpec
+    graphdef: nnx.GraphDef[DualEncoder]
+    frozen: nnx.State
+    embedder: Embedder
+
+    def make_tables(
+        self, label_clusters_L: np.ndarray, queries_ND: np.ndarray, centroids_LD: np.ndarray | None = None
+    ) -> Tables:
+        """Places tables on the mesh; centroids are those of the query embeddings unless they are given."""
+        if centroids_LD is None:
+            centroids_LD = np.asarray(label_centroids(queries_ND, self.dataset.train_targets))
+        return Tables(
+            label_clusters=row_table(label_clusters_L.astype(np.int32), self.mesh),
+            centroids=row_table(centroids_LD.astype(np.float32), self.mesh),
+            query_embeddings=row_table(queries_ND.astype(np.float32), self.mesh),
+            query_clusters=row_table(np.full(self.spec.num_queries, -1, np.int32), self.mesh, fill=-1),
+        )
+
+
+def open_dataset(config: ConfigDict) -> XmcDataset:
+    """Loads the config's dataset; with `dataset.holdout` its test split is a share of the training queries."""
+    dataset = data.load(config.dataset.dir)
+    if config.dataset.holdout:
+        dataset = holdout(dataset, config.dataset.holdout, seed=0)
+    return dataset
+
+
+def start(config: ConfigDict, dataset: XmcDataset, workdir: Path, mesh: Mesh) -> tuple[Run, nnx.State]:
+    """Makes the banks and a model with its starting weights; writes `tokenizer/` and `model.json`.
+
+    Returns:
+      The run and the parameters that train. Must be called inside the mesh.
+    """
+    tokenizer = banks_lib.tokenizer_for(config, dataset, workdir)
+    banks = banks_lib.build(config, dataset, tokenizer, Template())
+    features = None
+    if banks.train.images is not None and banks.labels.images is not None:
+        features = np.concatenate([banks.train.images.rows, banks.labels.images.rows])
+        rng = np.random.default_rng(config.train.seed)
+        features = np.asarray(features[rng.permutation(len(features))[:PROJECTION_SAMPLE]], np.float32)
+    model, spec = model_factory.create(
+        config,
+        vocab_size=tokenizer.vocab_size,
+        num_labels=len(dataset.labels),
+        num_queries=len(dataset.train),
+        image_features=features,
+    )
+    files.write_json(workdir / "model.json", dataclasses.asdict(spec))
+    graphdef, params, frozen = model_factory.split(model)
+    return Run(
+        config, workdir, mesh, dataset, banks, spec, graphdef, frozen, _embedder(config, graphdef, mesh)
+    ), params
+
+
+def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> tuple[Run, nnx.State, Tables]:
+    """Opens a finished or interrupted run: its newest checkpoint and the banks of its dataset.
+
+    Returns:
+      The run, its parameters and its tables. Must be called inside the mesh.
+    """
+    model = load_model(workdir, mesh)
+    dataset = open_dataset(config)
+    if (len(dataset.labels), len(dataset.train)) != (model.spec.num_labels, model.spec.num_queries):
+        raise UserError(
+            f"the dataset has {len(dataset.labels)} labels and {len(dataset.train)} training queries, the run "
+            f"was trained on {model.spec.num_labels} and {model.spec.num_queries}",
+            file=config.dataset.dir,
+            fix="give the dataset that it was trained on",
+        )
+    banks = banks_lib.build(config, dataset, model.tokenizer, Template())
+    embedder = _embedder(config, model.graphdef, mesh)
+    run = Run(config, workdir, mesh, dataset, banks, model.spec, model.graphdef, model.frozen, embedder)
+    return run, model.params, model.tables
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """The newest checkpoint of a workdir, without its dataset.
+
+    Attributes:
+      config, spec, tokenizer: as the run wrote them.
+      graphdef, params, frozen: the model.
+      tables: free-vector map, centroids, last query embeddings.
+    """
+
+    config: ConfigDict
+    spec: ModelSpec
+    tokenizer: Tokenizer
+    graphdef: nnx.GraphDef[DualEncoder]
+    params: nnx.State
+    frozen: nnx.State
+    tables: Tables
+
+
+def load_model(workdir: Path, mesh: Mesh) -> TrainedModel:
+    """Restores the newest checkpoint of `workdir`. Must be called inside the mesh."""
+    if not (workdir / "model.json").exists():
+        raise UserError(
+            "not a run's directory", file=workdir, fix="give a --workdir that `vixml train` filled"
+        )
+    config = config_lib.load(workdir / "config.json")
+    spec = ModelSpec(**files.read_json(workdir / "model.json"))
+    graphdef, params, frozen = model_factory.split(model_factory.rebuild(spec))
+    with Checkpointer(workdir) as checkpointer:
+        params, tables = checkpointer.restore_model(params, empty_tables(spec, mesh))
+    tokenizer = Tokenizer.load(workdir / "tokenizer")
+    return TrainedModel(config, spec, tokenizer, graphdef, params, frozen, tables)
+
+
+def empty_tables(spec: ModelSpec, mesh: Mesh) -> Tables:
+    """Returns tables of the run's shapes, to be restored into."""
+    return Tables(
+        label_clusters=row_table(np.zeros(spec.num_labels, np.int32), mesh),
+        centroids=row_table(np.zeros((spec.num_labels, spec.dim), np.float32), mesh),
+        query_embeddings=row_table(np.zeros((spec.num_queries, spec.dim), np.float32), mesh),
+        query_clusters=row_table(np.zeros(spec.num_queries, np.int32), mesh),
+    )
+
+
+def _embedder(config: ConfigDict, graphdef: nnx.GraphDef[DualEncoder], mesh: Mesh) -> Embedder:
+    return Embedder(
+        graphdef, mesh, items_per_call=config.eval.items_per_call, row_length=config.train.row_length
+    )

@@ -1,0 +1,236 @@
+"""Trains: `vixml train --config=configs/demo.py --workdir=runs/demo`.
+
+Run again on the same workdir it continues where it stopped. At the end it evaluates and writes
+`metrics.json`, `predictions.npz`, `embeddings/` and `index/` into the workdir.
+
+Examples:
+  vixml train --config=configs/picto_tags.py:images=3 --workdir=runs/picto
+  vixml train --config=configs/picto_tags.py --config.optimizer.lr=1e-4 --workdir=runs/low
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import scipy.sparse
+from absl import flags
+from flax import nnx
+from ml_collections import ConfigDict
+from vixml_jax.centroids import cluster_means
+
+from vixml_jax import centroids, distributed, evaluate, metrics, mining, optim, sharding
+from vixml_jax import config as config_lib
+from vixml_jax import run as run_lib
+from vixml_jax.checkpoint import Checkpointer
+from vixml_jax.data.pipeline import TrainingData, num_batches, train_batches
+from vixml_jax.errors import UserError
+from vixml_jax.progress import Progress
+from vixml_jax.run import Run
+from vixml_jax.tracking import Tracker
+from vixml_jax.train_state import Tables, TrainState, create, row_table
+from vixml_jax.train_step import compile_step, make_loss
+
+
+def define_flags() -> None:
+    """Registers --config and --workdir."""
+    config_lib.define_config_flag()
+
+
+def main() -> int:
+    """Runs the command."""
+    if flags.FLAGS.config is None or not flags.FLAGS.workdir:
+        raise UserError(
+            "train needs --config and --workdir", fix="as in --config=configs/demo.py --workdir=runs/demo"
+        )
+    train(flags.FLAGS.config, Path(flags.FLAGS.workdir))
+    return 0
+
+
+def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
+    """Trains or continues the run in `workdir`, evaluates it and returns the figures of `metrics.json`."""
+    config_lib.validate(config)
+    distributed.initialize()
+    workdir = begin(config, workdir)
+    dataset = run_lib.open_dataset(config)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    check_batch_size(config.train.batch_size, mesh)
+
+    with sharding.use(mesh), Checkpointer(workdir, config.checkpoint.keep) as checkpointer:
+        run, params = run_lib.start(config, dataset, workdir, mesh)
+        steps_per_epoch = num_batches(len(dataset.train), config.train.batch_size)
+        total_steps = config.train.epochs * steps_per_epoch
+        optimizer = optim.make(**config.optimizer, total_steps=total_steps)
+        training_data = TrainingData(
+            queries=run.banks.train,
+            labels=run.banks.labels,
+            targets=dataset.train_targets,
+            propensities=metrics.inverse_propensity(
+                dataset.train_targets, config.dataset.A, config.dataset.B
+            ),
+            positives=config.loss.positives,
+            row_length=config.train.row_length,
+        )
+        resumed_at = checkpointer.latest_step()
+        if resumed_at is None:
+            params, tables = first_tables(run, params)
+            state = create(params, optimizer, tables, mesh)
+        else:
+            state = checkpointer.restore(
+                create(params, optimizer, run_lib.empty_tables(run.spec, mesh), mesh)
+            )
+        del params  # the state holds them from here on
+
+        step_fn = compile_step(
+            run.graphdef, optimizer, make_loss(**loss_settings(config)), state, config.train.seed
+        )
+        step = int(state.step)
+        with (
+            Tracker(workdir, enabled=distributed.is_lead(), resumed_at=resumed_at) as tracker,
+            Progress(total_steps, "train", "steps", initial=step) as progress,
+        ):
+            for epoch in range(step // steps_per_epoch, config.train.epochs):
+                batches = train_batches(
+                    training_data,
+                    epoch_order(state.tables, len(dataset.train), config.train.seed, epoch),
+                    config.train.batch_size,
+                    mesh,
+                    seed=config.train.seed,
+                    epoch=epoch,
+                    start=step - epoch * steps_per_epoch,
+                )
+                meter = Meter(tracker, progress, config.train.log_every, config.train.batch_size)
+                for batch in batches:
+                    with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                        state, figures = step_fn(state, run.frozen, batch)
+                    step += 1
+                    meter.update(step, epoch, figures)
+                    last_of_epoch = step % steps_per_epoch == 0
+                    if is_due(config.checkpoint.every_steps, step) and not last_of_epoch:
+                        checkpointer.save(state, step)
+                meter.finish()
+                state = end_epoch(state, dataset.train_targets, config, epoch, mesh)
+                checkpointer.save(state, step)
+                if is_due(config.eval.every, epoch + 1) and epoch + 1 < config.train.epochs:
+                    result = evaluate.evaluate(run, state.params, state.tables)
+                    tracker.log(step, {f"eval/{name}": value for name, value in result.figures.items()})
+        return evaluate.write(run, evaluate.evaluate(run, state.params, state.tables))
+
+
+def begin(config: ConfigDict, workdir: Path) -> Path:
+    """Creates the workdir with its `config.json`, or checks that the run there had the same config."""
+    path = workdir / "config.json"
+    if path.exists():
+        config_lib.check_resumable(config_lib.load(path), config, workdir)
+    elif distributed.is_lead():
+        workdir.mkdir(parents=True, exist_ok=True)
+        config_lib.save(config, path)
+    return workdir
+
+
+def check_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> None:
+    """Every device takes the same number of queries."""
+    shards = sharding.num_row_shards(mesh)
+    if batch_size % shards:
+        raise UserError(
+            f"config.train.batch_size={batch_size} does not split over {shards} devices (data x fsdp)",
+            fix=f"give a multiple of {shards}, such as {sharding.round_up(batch_size, shards)}",
+        )
+
+
+def loss_settings(config: ConfigDict) -> dict[str, float | int | str]:
+    """The arguments of `make_loss`."""
+    settings = dict(config.loss)
+    del settings["positives"]  # the pipeline's, not the loss's
+    return settings
+
+
+def first_tables(run: Run, params: nnx.State) -> tuple[nnx.State, Tables]:
+    """One pass over all labels and queries before training: the label -> vector map and the first centroids.
+
+    Returns:
+      The parameters, their free vectors set to cluster means where the config asks for it, and the tables.
+    """
+    texts_LD = run.embedder.pooled(params, run.frozen, run.banks.labels, "embed labels")
+    queries_ND = run.embedder.queries(params, run.frozen, run.banks.train)
+    prototype = run.config.prototype
+    num_vectors = min(prototype.free_vectors, run.spec.num_labels)
+    clusters_L = mining.balanced_clusters_into(texts_LD, num_vectors, jax.random.key(run.config.train.seed))
+    if prototype.kind != "none" and prototype.init == "labels":
+        means_CD = cluster_means(texts_LD, clusters_L, run.spec.num_vectors)
+        vectors = params["free_vectors"]
+        vectors[...] = jax.device_put(means_CD, vectors[...].sharding)
+    return params, run.make_tables(clusters_L, queries_ND)
+
+
+def is_due(every: int, count: int) -> bool:
+    """Whether something that happens every `every` counts (0: never) happens at `count`."""
+    return every > 0 and count % every == 0
+
+
+def epoch_order(tables: Tables, num_queries: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of the epoch's queries, int64 [N]: clusters in random order, or a random permutation."""
+    clusters = np.asarray(tables.query_clusters)[:num_queries]
+    return mining.epoch_order(None if clusters[0] < 0 else clusters, num_queries, seed, epoch)
+
+
+def end_epoch(
+    state: TrainState,
+    targets: scipy.sparse.csr_matrix,
+    config: ConfigDict,
+    epoch: int,
+    mesh: jax.sharding.Mesh,
+) -> TrainState:
+    """Refreshes the centroids from the epoch's own embeddings, and clusters the queries when that is due."""
+    tables = state.tables
+    num_queries, num_labels = targets.shape
+    queries_ND = tables.query_embeddings[:num_queries]
+    centroids_LD = np.asarray(centroids.label_centroids(queries_ND, targets))
+    if decay := config.prototype.centroid_decay:
+        centroids_LD = centroids.moving_average(
+            np.asarray(tables.centroids)[:num_labels], centroids_LD, decay
+        )
+    tables = tables.replace(centroids=row_table(centroids_LD, mesh))
+    curriculum = mining.Curriculum(**config.mining)
+    if curriculum.reclusters_after(epoch):
+        key = jax.random.fold_in(jax.random.key(config.train.seed), epoch)
+        clusters_N = mining.balanced_clusters(queries_ND, curriculum.size_after(epoch), key)
+        tables = tables.replace(query_clusters=row_table(clusters_N, mesh, fill=-1))
+    return state.replace(tables=tables)
+
+
+class Meter:
+    """Logs every few steps, fetching a step's figures only when the next one is already under way."""
+
+    def __init__(self, tracker: Tracker, progress: Progress, every: int, batch_size: int):
+        self._tracker, self._progress, self._every, self._batch_size = tracker, progress, every, batch_size
+        self._waiting: tuple[int, int, dict[str, jax.Array]] | None = None
+        self._since, self._steps = time.monotonic(), 0
+
+    def update(self, step: int, epoch: int, figures: dict[str, jax.Array]) -> None:
+        """Counts a dispatched step and shows the one before it."""
+        self._show()
+        self._waiting = (step, epoch, figures)
+
+    def finish(self) -> None:
+        """Shows the last step."""
+        self._show()
+
+    def _show(self) -> None:
+        if self._waiting is None:
+            return
+        step, epoch, figures = self._waiting
+        self._waiting = None
+        self._steps += 1
+        if step % self._every:
+            self._progress.update(1)
+            return
+        values = dict(figures)
+        jax.block_until_ready(values)
+        now = time.monotonic()
+        speed = self._steps * self._batch_size / (now - self._since)
+        self._since, self._steps = now, 0
+        logged = self._tracker.log(step, {**values, "train/epoch": epoch, "perf/examples_per_s": speed})
+        self._progress.update(1, epoch=epoch, loss=logged["train/loss"], examples_per_s=speed)
