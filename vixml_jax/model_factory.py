@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -95,11 +96,12 @@ def create(
     )
     model = _assemble(spec, text, config.train.seed)
     if image_features is not None:
+        word_std = float(jnp.std(text.embed_tokens(jnp.arange(min(vocab_size, 1024), dtype=jnp.int32)[None])))
         kernel, bias = standardised_projection(
             image_features.astype(np.float32),
             text.dim,
             np.random.default_rng(config.train.seed),
-            text.embedding_std(),
+            word_std,
         )
         projection = model.tower.image_projection
         projection.kernel[...] = kernel

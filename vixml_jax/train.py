@@ -19,7 +19,6 @@ import scipy.sparse
 from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict
-from vixml_jax.centroids import cluster_means
 
 from vixml_jax import centroids, distributed, evaluate, metrics, mining, optim, sharding
 from vixml_jax import config as config_lib
@@ -159,7 +158,9 @@ def first_tables(run: Run, params: nnx.State) -> tuple[nnx.State, Tables]:
     num_vectors = min(prototype.free_vectors, run.spec.num_labels)
     clusters_L = mining.balanced_clusters_into(texts_LD, num_vectors, jax.random.key(run.config.train.seed))
     if prototype.kind != "none" and prototype.init == "labels":
-        means_CD = cluster_means(texts_LD, clusters_L, run.spec.num_vectors)
+        shape = (len(clusters_L), run.spec.num_vectors)
+        membership = scipy.sparse.csr_matrix((np.ones(shape[0]), (np.arange(shape[0]), clusters_L)), shape)
+        means_CD = centroids.label_centroids(texts_LD, membership)
         vectors = params["free_vectors"]
         vectors[...] = jax.device_put(means_CD, vectors[...].sharding)
     return params, run.make_tables(clusters_L, queries_ND)
