@@ -1,0 +1,318 @@
+"""The blocks towers are made of: linear maps, embeddings, norms, GELU, and stacks of layers.
+
+Every parameter carries logical axis names (`sharding.LOGICAL_RULES`). Kernels are 2-D and lie (in, out);
+splitting into heads happens where attention needs it, so that adapters, merging and export see plain matrices.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+
+from vixml_jax import sharding
+
+Initializer = Callable[..., jax.Array]
+Layer = TypeVar("Layer", bound=nnx.Module)
+
+# Embedding tables are padded to a multiple of this many rows: any power of two up to it can shard them.
+VOCAB_MULTIPLE = 128
+
+normal_init: Initializer = nnx.initializers.normal(0.02)  # BERT, Devlin et al. 2019, as released
+
+
+def param(
+    rngs: nnx.Rngs, init: Initializer, shape: tuple[int, ...], axes: tuple[str, ...], dtype: DTypeLike
+) -> nnx.Param:
+    """Makes a parameter with logical axis names, one for each dimension."""
+    return nnx.Param(init(rngs.params(), shape, dtype), out_sharding=axes)
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias`.
+
+    Args:
+      in_dim: size of the last axis of the input.
+      out_dim: size of the last axis of the output.
+      axes: logical axes of the kernel, (in, out).
+      bias: whether there is one.
+      dtype: of the computation.
+      param_dtype: of the stored parameters.
+      init: initialiser of the kernel.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        axes: tuple[str, str],
+        rngs: nnx.Rngs,
+        bias: bool = True,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        init: Initializer = normal_init,
+    ):
+        self.kernel = param(rngs, init, (in_dim, out_dim), axes, param_dtype)
+        self.bias = param(rngs, nnx.initializers.zeros, (out_dim,), axes[1:], param_dtype) if bias else None
+        self.dtype = jnp.dtype(dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., in] to [..., out] in the compute dtype."""
+        y = jnp.dot(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation (Ba et al. 2016); statistics in float32, output in `dtype`."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        rngs: nnx.Rngs,
+        eps: float,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        self.scale = param(rngs, nnx.initializers.ones, (dim,), ("norm",), param_dtype)
+        self.bias = param(rngs, nnx.initializers.zeros, (dim,), ("norm",), param_dtype)
+        self.eps = eps
+        self.dtype = jnp.dtype(dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises the last axis."""
+        x = x.astype(jnp.float32)
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.eps)
+        y = centred * inverse * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+        return y.astype(self.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation (Zhang & Sennrich 2019), in float32.
+
+    Args:
+      dim: size of the last axis.
+      eps: added to the mean square.
+      offset: added to the stored scale; 1.0 for Gemma, whose stored scale is around zero.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        rngs: nnx.Rngs,
+        eps: float,
+        offset: float = 0.0,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        init = nnx.initializers.constant(1.0 - offset)
+        self.scale = param(rngs, init, (dim,), ("norm",), param_dtype)
+        self.eps = eps
+        self.offset = offset
+        self.dtype = jnp.dtype(dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises the last axis."""
+        x = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+        return (x * inverse * (self.scale[...].astype(jnp.float32) + self.offset)).astype(self.dtype)
+
+
+class Embed(nnx.Module):
+    """A token table, sharded over vocabulary and model dimension.
+
+    The table is padded to a multiple of VOCAB_MULTIPLE rows; nothing looks the padding up.
+    """
+
+    def __init__(
+        self,
+        num: int,
+        dim: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        init: Initializer = normal_init,
+    ):
+        rows = sharding.round_up(num, VOCAB_MULTIPLE)
+        self.embedding = param(rngs, init, (rows, dim), ("vocab", "embed"), param_dtype)
+        self.num = num
+        self.dtype = jnp.dtype(dtype)
+
+    def __call__(self, ids_BT: jax.Array) -> jax.Array:
+        """Looks up int32 [B, T]; returns [B, T, D] in the compute dtype."""
+        return lookup(self.embedding[...].astype(self.dtype), ids_BT)
+
+
+def lookup(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
+    """Rows of a table that lies ("vocab", "embed") on the mesh, for ids whose rows are split over the batch axes.
+
+    Left to automatic partitioning, the lookup all-reduces the whole global activation. Here each device looks
+    the ids of its whole fsdp group up in its own columns and trades columns for rows: the traffic is the
+    size of the local activation.
+
+    Args:
+      table_VD: [V, D].
+      ids_BT: int32 [B, T], in [0, V).
+
+    Returns:
+      [B, T, D].
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty else math.prod(mesh.shape.get(axis, 1) for axis in sharding.ROWS)
+    fsdp, tensor = (1, 1) if mesh.empty else (mesh.shape.get("fsdp", 1), mesh.shape.get("tensor", 1))
+    fits = table_VD.shape[0] % tensor == 0 and table_VD.shape[1] % fsdp == 0
+    if shards * tensor == 1 or ids_BT.shape[0] % shards or not fits:
+        return jnp.take(table_VD, ids_BT, axis=0, mode="clip")
+
+    def local(table: jax.Array, ids: jax.Array) -> jax.Array:
+        ids = jax.lax.all_gather(ids, "fsdp", axis=0, tiled=True)
+        ids = ids - jax.lax.axis_index("tensor") * table.shape[0]
+        found = (ids >= 0) & (ids < table.shape[0])
+        rows = jnp.where(found[..., None], jnp.take(table, ids, axis=0, mode="clip"), 0)
+        rows = jax.lax.all_to_all(rows, "fsdp", split_axis=0, concat_axis=2, tiled=True)
+        return jax.lax.psum(rows, "tensor")
+
+    return jax.shard_map(
+        local, in_specs=(P("tensor", "fsdp"), P(sharding.ROWS, None)), out_specs=P(sharding.ROWS, None, None)
+    )(table_VD, ids_BT)
+
+
+def small_lookup(table_ND: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows of a table small enough for every device to hold whole while it is read."""
+    return jnp.take(constrain(table_ND, None, None), ids, axis=0, mode="clip")
+
+
+def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
+    """Pins the sharding of an activation; leaves it alone where no mesh is set or a dimension does not divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or math.prod(mesh.shape.values()) == 1:
+        return x
+    spec = sharding.spec(*logical_axes)
+    for size, axes in zip(x.shape, spec, strict=True):
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        if size % math.prod(mesh.shape[name] for name in names):
+            return x
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def _gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """GELU and its derivative from one exponential.
+
+    erf by Abramowitz & Stegun 7.1.26, whose error is below 1.5e-7; its exponential is also the density's.
+    """
+    z = jnp.abs(x) * math.sqrt(0.5)
+    t = 1.0 / (1.0 + 0.3275911 * z)
+    bell = jnp.exp(-z * z)
+    tail = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    upper = 0.5 * tail * bell  # 1 - Phi(|x|)
+    cdf = jnp.where(x < 0, upper, 1.0 - upper)
+    return x * cdf, cdf + x * bell * (1.0 / math.sqrt(2.0 * math.pi))
+
+
+@jax.custom_jvp
+def gelu(x: jax.Array) -> jax.Array:
+    """GELU x * Phi(x) (Hendrycks & Gimpel 2016), within 1e-6 of the one with erf; float32 inside.
+
+    Its derivative is saved by the forward pass instead of being computed again from x.
+    """
+    return _gelu_and_slope(x.astype(jnp.float32))[0].astype(x.dtype)
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (x_dot,) = primals, tangents
+    y, slope = _gelu_and_slope(x.astype(jnp.float32))
+    return y.astype(x.dtype), slope.astype(x.dtype) * x_dot
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": gelu,
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # CLIP
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+class Mlp(nnx.Module):
+    """Two linear maps with an activation between them.
+
+    Args:
+      dim: model dimension D.
+      hidden_dim: F.
+      activation: a key of ACTIVATIONS.
+    """
+
+    def __init__(
+        self, dim: int, hidden_dim: int, *, activation: str, rngs: nnx.Rngs, bias: bool = True, **options: Any
+    ):
+        self.up_proj = Linear(dim, hidden_dim, axes=("embed", "mlp"), bias=bias, rngs=rngs, **options)
+        self.down_proj = Linear(hidden_dim, dim, axes=("mlp", "embed"), bias=bias, rngs=rngs, **options)
+        self.activation = activation
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """Maps [..., D] to [..., D]."""
+        return self.down_proj(ACTIVATIONS[self.activation](self.up_proj(x_BTD)))
+
+
+def stack_layers(make: Callable[[nnx.Rngs], Layer], num: int, rngs: nnx.Rngs) -> Layer:
+    """Makes `num` layers as one module whose parameters have a leading axis "layers"."""
+    layers = nnx.vmap(make, in_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})(
+        rngs.split(num) if hasattr(rngs, "split") else rngs
+    )
+    is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
+    for variable in jax.tree.leaves(layers, is_leaf=is_variable):
+        axes = variable.get_metadata().get("out_sharding")
+        if axes and len(axes) == variable.get_value().ndim - 1:  # tree mode leaves metadata as it was
+            variable.set_metadata("out_sharding", ("layers", *axes))
+    return layers
+
+
+# What the backward pass keeps of a layer; None keeps everything.
+_REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def run_layers(
+    layers: Layer,
+    x_BTD: jax.Array,
+    apply: Callable[..., jax.Array],
+    *,
+    per_layer: Any = None,
+    remat: str = "none",
+    unroll: int | bool = 1,
+) -> jax.Array:
+    """Runs stacked layers one after the other with `jax.lax.scan`.
+
+    Args:
+      layers: what `stack_layers` made.
+      x_BTD: input of the first layer.
+      apply: (layer, x_BTD, extra) -> x_BTD.
+      per_layer: pytree of arrays with a leading axis "layers", handed to `apply` a layer at a time.
+      remat: what the backward pass computes again: "none", "dots" (keeps the outputs of linear maps), "full".
+      unroll: layers in one iteration of the loop; True for all.
+
+    Returns:
+      Output of the last layer, [B, T, D].
+    """
+
+    def body(x: jax.Array, layer_and_extra: tuple[Layer, Any]) -> tuple[jax.Array, None]:
+        layer, extra = layer_and_extra
+        return constrain(apply(layer, x, extra), "batch", "length", None), None
+
+    if remat != "none":
+        body = jax.checkpoint(body, policy=_REMAT_POLICIES[remat], prevent_cse=False)
+    return jax.lax.scan(body, x_BTD, (layers, per_layer), unroll=unroll)[0]

@@ -1,0 +1,182 @@
+"""The embedder of queries and labels: text and images fused at the input, one tower, pooling."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+
+from vixml_jax import sharding
+from vixml_jax.models.layers import Linear, constrain
+from vixml_jax.types import PackedTokens
+
+
+class TextTower(Protocol):
+    """What a text tower offers: encoders and decoders alike."""
+
+    @property
+    def dim(self) -> int:
+        """Size of a hidden state."""
+        ...
+
+    def embed_tokens(self, token_ids_BT: jax.Array) -> jax.Array:
+        """[B, T] -> [B, T, D]: input embeddings."""
+        ...
+
+    def encode(self, inputs_BTD: jax.Array, segment_ids_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T, D]: hidden states after the last norm."""
+        ...
+
+
+def l2_normalize(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """Scales the last axis to length 1; a vector shorter than `eps` is divided by `eps` instead.
+
+    A zero vector stays zero and has a finite gradient.
+    """
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, eps * eps))
+
+
+def image_projection(
+    vision_dim: int,
+    dim: int,
+    *,
+    rngs: nnx.Rngs,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+) -> Linear:
+    """Makes the linear map (with bias) from image embeddings [V] into the input-embedding space [D]."""
+    init = nnx.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
+    projection = Linear(
+        vision_dim, dim, axes=("image", "embed"), rngs=rngs, dtype=dtype, param_dtype=param_dtype, init=init
+    )
+    return projection
+
+
+def standardised_projection(
+    images_sample_NV: np.ndarray | jax.Array, dim: int, key: jax.Array, scale: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Initial values for the image projection under which images look like words.
+
+    On the sample the projected images have zero mean and standard deviation `scale`. Frozen vision
+    towers, random ones above all, vary little around a large mean; without this the images start out as
+    one and the same vector.
+
+    Args:
+      images_sample_NV: embeddings of some images, N of them at least 2.
+      dim: D.
+      key: of the random weights.
+      scale: standard deviation of the word embeddings.
+
+    Returns:
+      (kernel [V, D], bias [D]), float32.
+    """
+    sample_NV = np.asarray(images_sample_NV, np.float64)
+    mean_V, std_V = sample_NV.mean(axis=0), sample_NV.std(axis=0)
+    std_V = np.maximum(std_V, 1e-6 * max(float(std_V.max()), 1e-30))  # a constant feature carries nothing
+    standardised_NV = (sample_NV - mean_V) / std_V
+    kernel_VD = np.asarray(jax.random.normal(key, (sample_NV.shape[1], dim)), np.float64)
+    spread = float((standardised_NV @ kernel_VD).std())
+    kernel_VD *= scale / max(spread, 1e-12)
+    kernel_VD /= std_V[:, None]
+    return kernel_VD.astype(np.float32), (-mean_V @ kernel_VD).astype(np.float32)
+
+
+def pool(hidden_RTD: jax.Array, item_index_RT: jax.Array, num_items: int, pooling: str) -> jax.Array:
+    """Pools each item's slots.
+
+    Args:
+      hidden_RTD: hidden states.
+      item_index_RT: int32 item of each slot, `num_items` for padding; an item's slots are contiguous in a row.
+      num_items: N.
+      pooling: "mean" over all of an item's slots, or "last", its last slot.
+
+    Returns:
+      float32 [N, D]; zero for an item without slots.
+    """
+    R, T, D = hidden_RTD.shape
+    taken_RT = item_index_RT < num_items
+    if pooling == "last":
+        following_RT = jnp.pad(item_index_RT[:, 1:], ((0, 0), (0, 1)), constant_values=num_items)
+        taken_RT &= item_index_RT != following_RT
+    index_RT = jnp.where(taken_RT, item_index_RT, num_items)
+
+    def sums(hidden: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        hidden, index = hidden.reshape(-1, D).astype(jnp.float32), index.reshape(-1)
+        total_ND = jnp.zeros((num_items, D), jnp.float32).at[index].add(hidden, mode="drop")
+        count_N = jnp.zeros((num_items,), jnp.float32).at[index].add(1.0, mode="drop")
+        return total_ND, count_N
+
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty else math.prod(mesh.shape.get(axis, 1) for axis in sharding.ROWS)
+    if shards == 1 or R % shards or num_items % shards:
+        total_ND, count_N = sums(hidden_RTD, index_RT)
+    else:
+        # Each device sums its own rows, then the sums are scattered: what travels is [N, D], never slots.
+        def local(hidden: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+            scatter = lambda x: jax.lax.psum_scatter(x, sharding.ROWS, tiled=True)  # noqa: E731
+            total, count = sums(hidden, index)
+            return scatter(total), scatter(count)
+
+        total_ND, count_N = jax.shard_map(
+            local,
+            in_specs=(P(sharding.ROWS, None, None), P(sharding.ROWS, None)),
+            out_specs=(P(sharding.ROWS, None), P(sharding.ROWS)),
+        )(hidden_RTD, index_RT)
+    return total_ND / jnp.maximum(count_N, 1.0)[:, None]
+
+
+class TwoTower(nnx.Module):
+    """Embeds items, queries and labels with the same parameters (ViXML, early fusion).
+
+    Args:
+      text: the text tower.
+      image_projection: maps image embeddings into the tower's input space; None without images.
+      pooling: "mean" over all unmasked slots, prompt and images included, or "last".
+    """
+
+    def __init__(self, text: TextTower, image_projection: Linear | None = None, pooling: str = "mean"):
+        if pooling not in ("mean", "last"):
+            raise ValueError(f"pooling={pooling!r}: give 'mean' or 'last'")
+        self.text = text
+        self.image_projection = image_projection
+        self.pooling = pooling
+
+    @property
+    def dim(self) -> int:
+        """Size of an embedding."""
+        return self.text.dim
+
+    def __call__(self, tokens: PackedTokens, num_items: int) -> jax.Array:
+        """Embeds packed items.
+
+        Args:
+          tokens: rows of slots.
+          num_items: N; a static number.
+
+        Returns:
+          float32 [N, D], not normalised; zero for an item without slots.
+
+        Raises:
+          ValueError: if there are images and no projection.
+        """
+        inputs_RTD = self.text.embed_tokens(jnp.asarray(tokens.token_ids))
+        if tokens.images is not None and tokens.image_index is not None and tokens.images.shape[0]:
+            if self.image_projection is None:
+                raise ValueError("the items have images, but the model has no image projection")
+            # Projected once per image, then handed to every device: there are far fewer images than slots.
+            images_MD = constrain(self.image_projection(jnp.asarray(tokens.images)), None, None)
+            index_RT = jnp.asarray(tokens.image_index)
+            slots_RTD = jnp.take(images_MD, jnp.maximum(index_RT, 0), axis=0, mode="clip")
+            inputs_RTD = jnp.where(index_RT[..., None] >= 0, slots_RTD.astype(inputs_RTD.dtype), inputs_RTD)
+        inputs_RTD = constrain(inputs_RTD, "batch", "length", None)
+        hidden_RTD = self.text.encode(
+            inputs_RTD, jnp.asarray(tokens.segment_ids), jnp.asarray(tokens.positions)
+        )
+        return pool(hidden_RTD, jnp.asarray(tokens.item_index), num_items, self.pooling)
