@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 from vixml_jax.models.prototypes import PrimeHead, free_vectors
-from vixml_jax.models.two_tower import TwoTower, standardised_projection
+from vixml_jax.models.two_tower import TwoTower, image_projection, standardised_projection
 
 from vixml_jax import sharding
 from vixml_jax.models import hub
@@ -100,12 +101,13 @@ def create(
         kernel, bias = standardised_projection(
             image_features.astype(np.float32),
             text.dim,
-            np.random.default_rng(config.train.seed),
+            jax.random.key(config.train.seed),
             word_std,
         )
         projection = model.tower.image_projection
-        projection.kernel[...] = kernel
-        projection.bias[...] = bias
+        assert projection is not None  # it was made for these features
+        projection.kernel[...] = jax.device_put(kernel, projection.kernel[...].sharding)
+        projection.bias[...] = jax.device_put(bias, projection.bias[...].sharding)
     return model, spec
 
 
@@ -123,7 +125,10 @@ def split(model: DualEncoder) -> tuple[nnx.GraphDef[DualEncoder], nnx.State, nnx
 
 def _assemble(spec: ModelSpec, text: Any, seed: int) -> DualEncoder:
     rngs = nnx.Rngs(seed + 1)  # apart from the tower's own stream
-    tower = TwoTower(text, image_dim=spec.image_dim or None, pooling=spec.pooling, rngs=rngs)
+    projection = (
+        image_projection(spec.image_dim, text.dim, rngs=rngs, dtype=spec.dtype) if spec.image_dim else None
+    )
+    tower = TwoTower(text, projection, spec.pooling)
     head = vectors = None
     if spec.prototype != "none":
         vectors = free_vectors(spec.num_vectors, text.dim, rngs=rngs)

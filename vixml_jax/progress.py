@@ -54,7 +54,9 @@ class Progress:
         rate = (self.done - self.initial) / seconds
         left = (self.total - self.done) / rate if rate else float("inf")
         figures = "".join(f"  {k} {_short(v)}" for k, v in self._figures.items())
-        timing = f"{_clock(seconds)} so far, {_clock(left)} left" if self.done < self.total else _clock(seconds)
+        timing = (
+            f"{_clock(seconds)} so far, {_clock(left)} left" if self.done < self.total else _clock(seconds)
+        )
         print(
             f"{self.title}: {self.done:,}/{self.total:,} {self.unit}  {rate:,.1f}/s  {timing}{figures}",
             file=sys.stderr,

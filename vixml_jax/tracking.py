@@ -15,7 +15,7 @@ from vixml_jax import files
 
 
 class Tracker:
-    """Writes one JSON object a record, with `step` and names such as "train/loss", and the same to TensorBoard.
+    """Writes one JSON object a record, with `step` and names such as "train/loss"; the same to TensorBoard.
 
     Args:
       workdir: the run's directory.

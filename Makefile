@@ -1,0 +1,48 @@
+# Two commands on a machine with Python 3.11+ and make: `make demo` and `make test`. A second call installs nothing.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.PHONY: demo test test-long lint types format clean help
+
+help:
+	@echo "make demo       draw a catalogue, train on text and on text with pictures, show both (minutes)"
+	@echo "make test       the default tests"
+	@echo "make test-long  the slow ones"
+	@echo "make lint types the checks of CI"
+
+demo: .venv/run
+	$(BIN)/vixml demo
+
+test: .venv/test
+	$(BIN)/python -m pytest -q
+
+test-long: .venv/test
+	$(BIN)/python -m pytest -q -m slow
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev
+	$(BIN)/pyright
+
+format: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist *.egg-info
+
+.venv/run: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) -e .
+	@touch $@
+
+.venv/test: .venv/run
+	$(PIP) -e '.[test]'
+	@touch $@
+
+.venv/dev: .venv/test
+	$(PIP) -e '.[test,dev]'
+	@touch $@

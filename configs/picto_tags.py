@@ -1,0 +1,34 @@
+"""MM-PictoTags: keywords of pictograms from their names and up to three drawings.
+
+  vixml prepare --raw=MM-PictoTags --out=data/picto_tags --name=mm_picto_tags
+  vixml train --config=configs/picto_tags.py:images=0 --config.text.checkpoint=MINILM_L6_DIR \
+      --config.dataset.dir=data/picto_tags --workdir=runs/picto_text
+
+Arguments: images (0 = text only, 3), smoke. Figures and minutes: docs/results.md. Chosen on held-out training
+queries (--config.dataset.holdout=0.1), never on the test split.
+"""
+
+from ml_collections import ConfigDict
+
+from vixml_jax import config as config_lib
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the config for the argument, as in "images=3"."""
+    args = config_lib.parse_arg(arg, images=0, smoke=False)
+    config = config_lib.base()
+    config.dataset.dir = "data/picto_tags"
+    config.text.checkpoint = "random:minilm-l6"
+    config.vision.images = args.images
+    config.optimizer.lr = 2e-4
+    config.optimizer.head_lr = 1e-3
+    config.optimizer.warmup_steps = 30
+    config.mining.start = 2
+    config.mining.every = 2
+    config.mining.double_at = ()
+    config.train.epochs = 8
+    config.train.batch_size = 512
+    config.checkpoint.every_steps = 0  # epochs are short
+    if args.smoke:
+        config_lib.shrink(config)
+    return config

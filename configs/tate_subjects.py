@@ -1,0 +1,34 @@
+"""LF-TateSubjects: subject terms of artworks from title, artist, date, medium and group.
+
+  vixml prepare --raw=LF-TateSubjects --out=data/tate_subjects --name=lf_tate_subjects
+  vixml train --config=configs/tate_subjects.py --config.text.checkpoint=MINILM_L6_DIR \
+      --config.dataset.dir=data/tate_subjects --workdir=runs/tate
+
+Arguments: smoke. Figures and minutes: docs/results.md. Chosen on held-out training queries
+(--config.dataset.holdout=0.1), never on the test split.
+"""
+
+from ml_collections import ConfigDict
+
+from vixml_jax import config as config_lib
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the config for the argument."""
+    args = config_lib.parse_arg(arg, smoke=False)
+    config = config_lib.base()
+    config.dataset.dir = "data/tate_subjects"
+    config.dataset.fields = ("title", "content")  # artist, date, medium and group stand in the content
+    config.text.checkpoint = "random:minilm-l6"
+    config.optimizer.lr = 2e-4
+    config.optimizer.head_lr = 1e-3
+    config.optimizer.warmup_steps = 30
+    config.mining.start = 1
+    config.mining.every = 1
+    config.mining.double_at = ()
+    config.train.epochs = 3
+    config.train.batch_size = 512
+    config.checkpoint.every_steps = 100
+    if args.smoke:
+        config_lib.shrink(config)
+    return config
