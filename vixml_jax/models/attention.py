@@ -138,7 +138,7 @@ class SelfAttention(nnx.Module):
         Args:
           x_BTD: input.
           mask_B1TS: as `segment_mask` returns it, or None.
-          transform_qk: applied to q [B, T, H, d] and k [B, T, G, d] before the scores: norms, rotary positions.
+          transform_qk: applied to q [B, T, H, d] and k [B, T, G, d] before the scores: norms, rotation.
 
         Returns:
           [B, T, D].

@@ -56,9 +56,7 @@ class EncoderConfig:
 class EncoderLayer(nnx.Module):
     """Self-attention and feed-forward block, each followed by add and norm (Vaswani et al. 2017)."""
 
-    def __init__(
-        self, config: EncoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike, param_dtype: DTypeLike
-    ):
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike, param_dtype: DTypeLike):
         types = {"dtype": dtype, "param_dtype": param_dtype}
         self.attention = SelfAttention(config.dim, config.num_heads, rngs=rngs, **types)
         self.attention_norm = LayerNorm(config.dim, eps=config.norm_eps, rngs=rngs, **types)
@@ -117,9 +115,7 @@ class Encoder(nnx.Module):
         """Word embeddings alone, [B, T, D]: the space into which images are projected."""
         return self.word_embeddings(token_ids_BT)
 
-    def encode(
-        self, inputs_BTD: jax.Array, segment_ids_BT: jax.Array, positions_BT: jax.Array
-    ) -> jax.Array:
+    def encode(self, inputs_BTD: jax.Array, segment_ids_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """Runs the tower on input embeddings.
 
         Args:
@@ -130,14 +126,14 @@ class Encoder(nnx.Module):
         Returns:
           Hidden states after the last norm, [B, T, D]; those of padding slots mean nothing.
         """
-        x_BTD = inputs_BTD + small_lookup(self.position_embeddings[...], positions_BT).astype(inputs_BTD.dtype)
+        x_BTD = inputs_BTD + small_lookup(self.position_embeddings[...], positions_BT).astype(
+            inputs_BTD.dtype
+        )
         if self.token_type_embeddings is not None:
             x_BTD += self.token_type_embeddings[0].astype(inputs_BTD.dtype)
         x_BTD = constrain(self.embedding_norm(x_BTD), "batch", "length", None)
         mask_B1TS = segment_mask(segment_ids_BT)
-        return run_layers(
-            self.layers, x_BTD, lambda layer, x, _: layer(x, mask_B1TS), remat=self.remat
-        )
+        return run_layers(self.layers, x_BTD, lambda layer, x, _: layer(x, mask_B1TS), remat=self.remat)
 
     def __call__(
         self,

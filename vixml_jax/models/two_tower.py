@@ -35,12 +35,10 @@ class TextTower(Protocol):
 
 
 def l2_normalize(x: jax.Array, eps: float = 1e-6) -> jax.Array:
-    """Scales the last axis to length 1; a vector shorter than `eps` is divided by `eps` instead.
-
-    A zero vector stays zero and has a finite gradient.
-    """
+    """Scales the last axis to length 1; a vector shorter than `eps` becomes zero, and its gradient is zero."""
     square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(square, eps * eps))
+    long_enough = square > eps * eps
+    return x * jnp.where(long_enough, jax.lax.rsqrt(jnp.where(long_enough, square, 1.0)), 0.0)
 
 
 def image_projection(
@@ -93,14 +91,14 @@ def pool(hidden_RTD: jax.Array, item_index_RT: jax.Array, num_items: int, poolin
 
     Args:
       hidden_RTD: hidden states.
-      item_index_RT: int32 item of each slot, `num_items` for padding; an item's slots are contiguous in a row.
+      item_index_RT: int32, the item of each slot, `num_items` for padding; an item's slots are contiguous.
       num_items: N.
       pooling: "mean" over all of an item's slots, or "last", its last slot.
 
     Returns:
       float32 [N, D]; zero for an item without slots.
     """
-    R, T, D = hidden_RTD.shape
+    R, _, D = hidden_RTD.shape
     taken_RT = item_index_RT < num_items
     if pooling == "last":
         following_RT = jnp.pad(item_index_RT[:, 1:], ((0, 0), (0, 1)), constant_values=num_items)

@@ -1,0 +1,324 @@
+"""Towers from Hugging Face directories, hub names, or `"random:<preset>"`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes  # noqa: F401  (numpy learns bfloat16, in which files may be)
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from safetensors import SafetensorError, safe_open
+
+from vixml_jax import files, sharding
+from vixml_jax.errors import UserError
+from vixml_jax.models import hf_names, presets
+from vixml_jax.models.encoder import Encoder, EncoderConfig
+
+_WEIGHTS = "model.safetensors"
+_WEIGHTS_INDEX = "model.safetensors.index.json"
+_DOWNLOADED = (
+    "config.json", "*.safetensors", _WEIGHTS_INDEX, "tokenizer*", "vocab*", "merges.txt",
+    "special_tokens_map.json", "preprocessor_config.json",
+)  # fmt: skip
+
+# Config class -> tower class. A config's class name is its "kind" in JSON.
+TOWERS: dict[type, type] = {EncoderConfig: Encoder}
+
+
+def make_tower(
+    config: Any,
+    *,
+    rngs: nnx.Rngs,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    remat: str = "none",
+) -> Any:
+    """Builds the tower of a config with random weights; for use inside a mesh, also under `jax.jit`."""
+    return TOWERS[type(config)](
+        config, rngs=rngs, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(param_dtype), remat=remat
+    )
+
+
+def tower_config_to_json(config: Any) -> dict[str, Any]:
+    """Returns the config as a JSON-able dict, from which a checkpoint's tower is built again."""
+    return {"kind": type(config).__name__, **dataclasses.asdict(config)}
+
+
+def tower_config_from_json(value: dict[str, Any]) -> Any:
+    """Reads what `tower_config_to_json` returned, also after a trip through a JSON file.
+
+    Raises:
+      UserError: if the kind or a field is not known to this version.
+    """
+    fields = dict(value)
+    kind = fields.pop("kind", None)
+    classes = {cls.__name__: cls for cls in TOWERS}
+    if kind not in classes:
+        raise UserError(f"tower of unknown kind {kind!r}", fix="there are " + ", ".join(sorted(classes)))
+    try:
+        return classes[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    except TypeError as error:
+        raise UserError(f"the {kind} was written by another version: {error}") from None
+
+
+def text_config(name_or_dir: str, vocab_size: int | None = None, layers: int | None = None) -> Any:
+    """Reads the config of a text tower, without its weights.
+
+    Args:
+      name_or_dir: Hugging Face directory, hub name, or "random:<preset>".
+      vocab_size: tokens of the tokenizer; for random presets only.
+      layers: keep only the first so many; None or 0 keeps all.
+
+    Raises:
+      UserError: if there is no such tower, or it is of an unsupported architecture.
+    """
+    if name_or_dir.startswith(presets.RANDOM):
+        config = presets.text_preset(name_or_dir, vocab_size)
+    else:
+        directory = resolve(name_or_dir, ("config.json",))
+        config = _read_config(directory, hf_names.TEXT_FAMILIES)[1]
+    return _keep_layers(config, layers, name_or_dir)
+
+
+def load_text_tower(
+    name_or_dir: str,
+    dtype: DTypeLike = "float32",
+    *,
+    param_dtype: DTypeLike = "float32",
+    vocab_size: int | None = None,
+    seed: int = 0,
+    layers: int | None = None,
+    remat: str = "none",
+) -> Any:
+    """Loads a text tower, its parameters placed on the mesh that is set, or on one over all devices.
+
+    Args:
+      name_or_dir: Hugging Face directory (config.json and safetensors), hub name, or "random:<preset>".
+      dtype: of the computation.
+      param_dtype: of the parameters.
+      vocab_size: tokens of the tokenizer; for random presets only.
+      seed: of a random preset.
+      layers: keep only the first so many; None or 0 keeps all.
+      remat: what the backward pass computes again: "none", "dots", "full".
+
+    Returns:
+      A tower: `tower(token_ids, mask)` maps int32 [B, T] and right-padded bool [B, T] to [B, T, D].
+
+    Raises:
+      UserError: naming every tensor that is missing, unexpected or of another shape, or what else is wrong.
+    """
+    if name_or_dir.startswith(presets.RANDOM):
+        return random_tower(
+            text_config(name_or_dir, vocab_size, layers),
+            seed=seed, dtype=dtype, param_dtype=param_dtype, remat=remat,
+        )  # fmt: skip
+    directory = resolve(name_or_dir)
+    family, full = _read_config(directory, hf_names.TEXT_FAMILIES)
+    config = _keep_layers(full, layers, name_or_dir)
+    return load_weights(directory, family, config, full, dtype=dtype, param_dtype=param_dtype, remat=remat)
+
+
+def tokenizer_dir(name_or_dir: str) -> Path | None:
+    """Returns the directory with a tower's tokenizer; None for a random preset, which has none."""
+    if name_or_dir.startswith(presets.RANDOM):
+        return None
+    return resolve(name_or_dir, tuple(name for name in _DOWNLOADED if "safetensors" not in name))
+
+
+def random_tower(config: Any, *, seed: int = 0, **options: Any) -> Any:
+    """Builds a tower with random weights, born sharded. Options as of `make_tower`."""
+    with sharding.ensure() as mesh:
+
+        def make() -> Any:
+            return make_tower(config, rngs=nnx.Rngs(seed), **options)
+
+        graphdef, abstract = nnx.get_abstract_model(make, mesh)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        state = jax.jit(lambda: nnx.split(make())[1], out_shardings=shardings)()
+        return nnx.merge(graphdef, state)
+
+
+def resolve(name_or_dir: str, patterns: tuple[str, ...] = _DOWNLOADED) -> Path:
+    """Returns a local directory: the one that is named, or the hub's snapshot of these files.
+
+    Raises:
+      UserError: if it is neither here nor to be had.
+    """
+    path = Path(name_or_dir).expanduser()
+    if path.is_dir():
+        return path
+    if (
+        path.is_absolute()
+        or name_or_dir.startswith((".", "~"))
+        or name_or_dir.count("/") > 1
+        or not name_or_dir
+    ):
+        raise UserError("no such directory", file=name_or_dir or "''", fix="give a Hugging Face directory")
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name_or_dir, allow_patterns=list(patterns)))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = type(error).__name__
+        raise UserError(
+            f"{name_or_dir!r} is no directory here, and the hub did not give it ({reason})",
+            fix=f"where there is a network: `hf download {name_or_dir} --local-dir DIR`, then give DIR; "
+            "or take a 'random:<preset>'",
+        ) from error
+
+
+def _read_config(directory: Path, families: dict[str, hf_names.Family]) -> tuple[hf_names.Family, Any]:
+    file = directory / "config.json"
+    raw = files.read_json(file)
+    model_type = raw.get("model_type") if isinstance(raw, dict) else None
+    if model_type not in families:
+        raise UserError(
+            f"model_type {model_type!r} is not supported",
+            file=file,
+            fix="supported are " + ", ".join(families),
+        )
+    family = families[model_type]
+    try:
+        return family, family.read_config(raw)
+    except KeyError as error:
+        raise UserError(f"has no field {error.args[0]!r}", file=file) from None
+    except UserError as error:
+        raise UserError(error.problem, file=file, fix=error.fix) from None
+
+
+def _keep_layers(config: Any, layers: int | None, name: str) -> Any:
+    if not layers:
+        return config
+    if layers > config.num_layers:
+        raise UserError(
+            f"config.text.layers={layers}, but {name} has {config.num_layers}",
+            fix=f"give at most {config.num_layers}",
+        )
+    return dataclasses.replace(config, num_layers=layers)
+
+
+class _Tensors:
+    """All tensors of a directory, by plain name, open for slicing."""
+
+    def __init__(self, directory: Path, family: hf_names.Family, stack: contextlib.ExitStack):
+        if (directory / _WEIGHTS_INDEX).is_file():
+            index = files.read_json(directory / _WEIGHTS_INDEX)
+            names = sorted(set(index.get("weight_map", {}).values()))
+        else:
+            names = [_WEIGHTS]
+        self._handles: dict[str, tuple[Any, str]] = {}
+        for name in names:
+            file = directory / name
+            if not file.is_file():
+                raise UserError("no such file", file=file, fix="towers are read from safetensors only")
+            try:
+                handle = stack.enter_context(safe_open(file, framework="numpy"))
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"cannot be read: {error}", file=file) from None
+            for key in handle.keys():  # noqa: SIM118  (not a mapping)
+                self._handles[family.plain_name(key)] = (handle, key)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._handles
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._handles)
+
+    def __getitem__(self, name: str) -> Any:
+        handle, key = self._handles[name]
+        return handle.get_slice(key)
+
+
+def load_weights(
+    directory: Path, family: hf_names.Family, config: Any, full_config: Any, **options: Any
+) -> Any:
+    """Reads a tower's weights, each process only the slices that its devices hold.
+
+    Args:
+      directory: with safetensors.
+      family: names of its tensors.
+      config: of the tower to build.
+      full_config: of the directory, which may have more layers.
+      options: as of `make_tower`.
+
+    Raises:
+      UserError: naming every tensor that is missing, unexpected or of another shape.
+    """
+    with sharding.ensure() as mesh, contextlib.ExitStack() as stack:
+        tensors = _Tensors(directory, family, stack)
+        graphdef, abstract = nnx.get_abstract_model(
+            lambda: make_tower(config, rngs=nnx.Rngs(0), **options), mesh
+        )
+        flat = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(abstract)}
+        entries = {entry.path: entry for entry in family.entries(config)}
+        _check(directory, family, tensors, entries, flat, full_config)
+        state = nnx.from_flat_state(
+            (path, leaf.replace(_read(tensors, entries[".".join(map(str, path))], leaf.get_value())))
+            for path, leaf in nnx.to_flat_state(abstract)
+        )
+        return nnx.merge(graphdef, state)
+
+
+def _check(
+    directory: Path,
+    family: hf_names.Family,
+    tensors: _Tensors,
+    entries: dict[str, hf_names.Entry],
+    flat: dict[str, Any],
+    full_config: Any,
+) -> None:
+    missing, misshaped, expected = [], [], set()
+    for path, leaf in flat.items():
+        entry, shape = entries[path], leaf.get_value().shape
+        names = [entry.hf.format(i=i) for i in range(shape[0])] if entry.stacked else [entry.hf]
+        wanted = entry.layout.hf_shape(shape[1:] if entry.stacked else shape)
+        for name in names:
+            if name not in tensors:
+                missing.append(name)
+            elif tuple(tensors[name].get_shape()) != wanted:
+                misshaped.append(f"{name} is {tuple(tensors[name].get_shape())}, should be {wanted}")
+    for entry in family.entries(full_config):
+        expected |= (
+            {entry.hf.format(i=i) for i in range(full_config.num_layers)} if entry.stacked else {entry.hf}
+        )
+    unexpected = [name for name in tensors if name not in expected and not family.is_ignored(name)]
+    problems = [
+        f"{title}: {', '.join(sorted(found))}"
+        for title, found in (("missing", missing), ("unexpected", unexpected), ("misshaped", misshaped))
+        if found
+    ]
+    if problems:
+        raise UserError(
+            "the tensors do not fit config.json; " + "; ".join(problems),
+            file=directory,
+            fix="give the directory of a complete checkpoint of this architecture",
+        )
+
+
+def _read(tensors: _Tensors, entry: hf_names.Entry, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """Reads one parameter to its sharding, stacking the layers' tensors where it is stacked."""
+    parts: dict[tuple[tuple[int, int], ...], np.ndarray] = {}  # devices that hold the same part share it
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        bounds = tuple(s.indices(size)[:2] for s, size in zip(index, leaf.shape, strict=True))
+        if bounds not in parts:
+            slices = tuple(slice(*bound) for bound in bounds)
+            if entry.stacked:
+                layers = range(*bounds[0])
+                array = np.stack(
+                    [entry.layout.read(tensors[entry.hf.format(i=i)], slices[1:]) for i in layers]
+                )
+            else:
+                array = entry.layout.read(tensors[entry.hf], slices)
+            parts[bounds] = np.ascontiguousarray(array.astype(leaf.dtype))
+        return parts[bounds]
+
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, part, dtype=leaf.dtype)
