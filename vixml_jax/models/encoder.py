@@ -70,7 +70,7 @@ class EncoderLayer(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """A text tower of the BERT kind. It has no dropout: extreme classification trains without it in the tower.
+    """A text tower of the BERT kind. It has no dropout: the towers of ViXML are trained without.
 
     Args:
       config: its shape.
@@ -126,11 +126,10 @@ class Encoder(nnx.Module):
         Returns:
           Hidden states after the last norm, [B, T, D]; those of padding slots mean nothing.
         """
-        x_BTD = inputs_BTD + small_lookup(self.position_embeddings[...], positions_BT).astype(
-            inputs_BTD.dtype
-        )
+        places_BTD = small_lookup(self.position_embeddings[...], positions_BT)
         if self.token_type_embeddings is not None:
-            x_BTD += self.token_type_embeddings[0].astype(inputs_BTD.dtype)
+            places_BTD += self.token_type_embeddings[0]
+        x_BTD = inputs_BTD + places_BTD.astype(inputs_BTD.dtype)
         x_BTD = constrain(self.embedding_norm(x_BTD), "batch", "length", None)
         mask_B1TS = segment_mask(segment_ids_BT)
         return run_layers(self.layers, x_BTD, lambda layer, x, _: layer(x, mask_B1TS), remat=self.remat)

@@ -1,4 +1,4 @@
-"""How towers lie in Hugging Face directories: per family, which tensor is which parameter, and how it is laid out.
+"""How towers lie in Hugging Face directories: per family, which tensor is which parameter, in what layout.
 
 A table is read in both directions: by the loader, and by the export.
 """
@@ -16,6 +16,8 @@ from vixml_jax.errors import UserError
 from vixml_jax.models.encoder import EncoderConfig
 
 Index = tuple[slice, ...]
+
+_OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 
 
 class Layout(Protocol):
@@ -137,9 +139,7 @@ class Family:
             if prefix and name.startswith(prefix):
                 name = name.removeprefix(prefix)
                 break
-        return re.sub(
-            r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
-        )
+        return re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: "LayerNorm." + _OLD_NAMES[m[1]], name)
 
     def is_ignored(self, plain_name: str) -> bool:
         """Whether the tower has no use for a tensor, and that is known to be right."""

@@ -154,12 +154,7 @@ def resolve(name_or_dir: str, patterns: tuple[str, ...] = _DOWNLOADED) -> Path:
     path = Path(name_or_dir).expanduser()
     if path.is_dir():
         return path
-    if (
-        path.is_absolute()
-        or name_or_dir.startswith((".", "~"))
-        or name_or_dir.count("/") > 1
-        or not name_or_dir
-    ):
+    if not name_or_dir or name_or_dir[0] in "./~" or name_or_dir.count("/") > 1:
         raise UserError("no such directory", file=name_or_dir or "''", fix="give a Hugging Face directory")
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
@@ -286,9 +281,7 @@ def _check(
             elif tuple(tensors[name].get_shape()) != wanted:
                 misshaped.append(f"{name} is {tuple(tensors[name].get_shape())}, should be {wanted}")
     for entry in family.entries(full_config):
-        expected |= (
-            {entry.hf.format(i=i) for i in range(full_config.num_layers)} if entry.stacked else {entry.hf}
-        )
+        expected |= {entry.hf.format(i=i) for i in range(full_config.num_layers)}
     unexpected = [name for name in tensors if name not in expected and not family.is_ignored(name)]
     problems = [
         f"{title}: {', '.join(sorted(found))}"
@@ -312,10 +305,8 @@ def _read(tensors: _Tensors, entry: hf_names.Entry, leaf: jax.ShapeDtypeStruct) 
         if bounds not in parts:
             slices = tuple(slice(*bound) for bound in bounds)
             if entry.stacked:
-                layers = range(*bounds[0])
-                array = np.stack(
-                    [entry.layout.read(tensors[entry.hf.format(i=i)], slices[1:]) for i in layers]
-                )
+                names = [entry.hf.format(i=i) for i in range(*bounds[0])]
+                array = np.stack([entry.layout.read(tensors[name], slices[1:]) for name in names])
             else:
                 array = entry.layout.read(tensors[entry.hf], slices)
             parts[bounds] = np.ascontiguousarray(array.astype(leaf.dtype))

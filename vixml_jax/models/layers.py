@@ -1,7 +1,7 @@
 """The blocks towers are made of: linear maps, embeddings, norms, GELU, and stacks of layers.
 
 Every parameter carries logical axis names (`sharding.LOGICAL_RULES`). Kernels are 2-D and lie (in, out);
-splitting into heads happens where attention needs it, so that adapters, merging and export see plain matrices.
+splitting into heads happens where attention needs it, so that adapters and export see plain matrices.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Embed(nnx.Module):
 
 
 def lookup(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
-    """Rows of a table that lies ("vocab", "embed") on the mesh, for ids whose rows are split over the batch axes.
+    """Looks ids, split over the batch axes, up in a table that lies ("vocab", "embed") on the mesh.
 
     Left to automatic partitioning, the lookup all-reduces the whole global activation. Here each device looks
     the ids of its whole fsdp group up in its own columns and trades columns for rows: the traffic is the
@@ -194,7 +194,7 @@ def small_lookup(table_ND: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
-    """Pins the sharding of an activation; leaves it alone where no mesh is set or a dimension does not divide."""
+    """Pins an activation's sharding; leaves it alone where no mesh is set or a dimension does not divide."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or math.prod(mesh.shape.values()) == 1:
         return x

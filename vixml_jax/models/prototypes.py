@@ -100,13 +100,10 @@ class PrimeHead(nnx.Module):
         x_LSD = jnp.stack([u_LD, w_LD, c_LD], axis=1).astype(self.q_proj.dtype)
         x_LSD = constrain(x_LSD, "label", None, None)
         L, S, D = x_LSD.shape
-        q, k, v = (
-            p(x_LSD).reshape(L, S, self.num_heads, -1) for p in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (project(x_LSD).reshape(L, S, self.num_heads, -1) for project in projections)
         scale = 1.0 / math.sqrt(D // self.num_heads)
-        attended = attend(
-            q, k, v, None, scale=scale, drop=lambda weights: _drop(weights, self.dropout, keys[0])
-        )
+        attended = attend(q, k, v, None, scale=scale, drop=lambda p: _drop(p, self.dropout, keys[0]))
         x_LSD = self.attention_norm(
             x_LSD + _drop(self.o_proj(attended.reshape(L, S, D)), self.dropout, keys[1])
         )

@@ -35,7 +35,7 @@ class TextTower(Protocol):
 
 
 def l2_normalize(x: jax.Array, eps: float = 1e-6) -> jax.Array:
-    """Scales the last axis to length 1; a vector shorter than `eps` becomes zero, and its gradient is zero."""
+    """Scales the last axis to length 1; a vector shorter than `eps` becomes zero, without gradient."""
     square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     long_enough = square > eps * eps
     return x * jnp.where(long_enough, jax.lax.rsqrt(jnp.where(long_enough, square, 1.0)), 0.0)
