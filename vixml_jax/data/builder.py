@@ -1,0 +1,232 @@
+"""The TFDS dataset that a raw folder becomes, and the arrays that lie beside it.
+
+TFDS runs without TensorFlow here, with ArrayRecord files. Pictures are stored as the bytes of their files,
+undecoded: they are read once, by the frozen vision tower, and decoding them here would only make them larger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import re
+import shutil
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import tensorflow_datasets as tfds
+
+from vixml_jax.data.formats import RawFolder, Record
+from vixml_jax.data.ragged import RaggedWriter
+from vixml_jax.errors import UserError
+from vixml_jax.progress import Progress
+
+VERSION = "1.0.0"
+TEXT_FIELDS = ("uid", "title", "content")
+
+
+def features() -> tfds.features.FeaturesDict:
+    """Returns the features of every split.
+
+    `targets`: int32, the row's labels, increasing, empty in the split `labels`. `images`: the encoded bytes
+    of the row's pictures, in order, b"" for one whose file is missing.
+    """
+    return tfds.features.FeaturesDict(
+        {
+            "uid": tfds.features.Text(),
+            "title": tfds.features.Text(),
+            "content": tfds.features.Text(),
+            "targets": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+            "images": tfds.features.Sequence(tfds.features.Tensor(shape=(), dtype=np.object_)),
+        }
+    )
+
+
+with tfds.core.registered.skip_registration():
+
+    class XmcBuilder(tfds.core.GeneratorBasedBuilder):
+        """Builds the TFDS dataset of a raw folder.
+
+        Args:
+          folder: the raw folder.
+          columns: where the columns and matrices that lie beside the dataset are written.
+          name: the dataset's name; letters, digits and underscores.
+        """
+
+        VERSION = tfds.core.Version(VERSION)
+        code_path = None  # nothing is downloaded, so TFDS need not look for checksums beside the code
+
+        def __init__(self, *, folder: RawFolder, columns: Path, name: str, **kwargs: Any):
+            self.name = name
+            self._folder, self._columns = folder, columns
+            self.counts: dict[str, dict[str, int]] = {}
+            self.image_digest = hashlib.sha256()
+            super().__init__(**kwargs)
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            # Rows keep their order: predictions, filter pairs and label indices go by row number.
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description="Queries, labels and their pictures, prepared by vixml.",
+                features=features(),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+            del dl_manager
+            return {split: self._generate_examples(split) for split in self._folder.splits}
+
+        def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+            folder = self._folder
+            with (
+                _SplitWriter(self._columns, split) as writer,
+                Progress(folder.sizes[split], f"prepare {split}") as progress,
+            ):
+                for row, record in enumerate(folder.records(split)):
+                    images = list(folder.images.read(record.images, record.file))
+                    for image in images:
+                        self.image_digest.update(hashlib.sha256(image).digest())
+                    writer.append(record, images)
+                    progress.update()
+                    yield (
+                        row,
+                        {
+                            "uid": record.uid,
+                            "title": record.title,
+                            "content": record.content,
+                            "targets": record.targets,
+                            "images": images,
+                        },
+                    )
+                writer.finish(folder.num_labels)
+            self.counts[split] = writer.counts
+
+
+class _SplitWriter(contextlib.ExitStack):
+    """Writes what lies beside the records of a split: text columns, sizes of pictures, the label matrix."""
+
+    def __init__(self, directory: Path, split: str):
+        super().__init__()
+        self._directory, self._split = directory, split
+        columns = directory / "columns" / split
+        self._texts = [self.enter_context(RaggedWriter(columns / field, np.uint8)) for field in TEXT_FIELDS]
+        self._image_sizes = self.enter_context(RaggedWriter(columns / "image_sizes", np.int64))
+        self._labels, self._ends = array("i"), array("q", [0])
+        self.counts = {
+            "rows": 0,
+            "positives": 0,
+            "rows_without_labels": 0,
+            "rows_with_images": 0,
+            "images": 0,
+            "images_missing": 0,
+        }
+
+    def append(self, record: Record, images: list[bytes]) -> None:
+        for writer, text in zip(self._texts, (record.uid, record.title, record.content), strict=True):
+            writer.append(text.encode())
+        self._image_sizes.append(np.array([len(image) for image in images], np.int64))
+        self._labels.frombytes(np.ascontiguousarray(record.targets, np.int32).tobytes())
+        self._ends.append(len(self._labels))
+        present = sum(1 for image in images if image)
+        self.counts["rows"] += 1
+        self.counts["rows_with_images"] += present > 0
+        self.counts["images"] += present
+        self.counts["images_missing"] += len(images) - present
+        self.counts["positives"] += len(record.targets)
+        self.counts["rows_without_labels"] += not len(record.targets)
+
+    def finish(self, num_labels: int) -> None:
+        """Writes the label matrix, now that all labels may be known."""
+        if self._split == "labels":
+            for name in ("positives", "rows_without_labels"):
+                del self.counts[name]
+            return
+        indices, indptr = np.frombuffer(self._labels, np.int32), np.frombuffer(self._ends, np.int64)
+        np.savez(self._directory / f"indices_{self._split}.npz", indices=indices, indptr=indptr)
+
+
+def write(folder: RawFolder, directory: Path, name: str) -> tuple[dict[str, dict[str, int]], str]:
+    """Writes a raw folder as a TFDS dataset, with columns and matrices beside it.
+
+    Args:
+      folder: the raw folder, not yet read.
+      directory: an existing directory; `tfds.builder_from_directory` then reads it.
+      name: the dataset's name.
+
+    Returns:
+      The counts of each split, and the SHA-256 of its pictures, in hex.
+
+    Raises:
+      UserError: if a row of the raw folder cannot be used.
+    """
+    work = directory / ".building"
+    builder = XmcBuilder(
+        folder=folder,
+        columns=directory,
+        name=tfds_name(name),
+        data_dir=os.fspath(work),
+        file_format="array_record",
+    )
+    with _quiet():
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    # TFDS lays a dataset out as name/version; ours is a directory of its own.
+    for file in Path(builder.data_dir).iterdir():
+        os.replace(file, directory / file.name)
+    shutil.rmtree(work)
+    for split in ("train", "test"):
+        _write_targets(directory, split, builder.counts, folder.num_labels)
+        np.save(directory / f"filter_pairs_{split}.npy", folder.filter_pairs(split), allow_pickle=False)
+    return builder.counts, builder.image_digest.hexdigest()
+
+
+def image_digest(folder: RawFolder) -> str:
+    """Returns the SHA-256 of a folder's pictures as `write` computes it, without writing anything."""
+    digest = hashlib.sha256()
+    for split in folder.splits:
+        for record in folder.records(split):
+            for image in folder.images.read(record.images, record.file):
+                digest.update(hashlib.sha256(image).digest())
+    return digest.hexdigest()
+
+
+def tfds_name(name: str) -> str:
+    """Makes a dataset's name one that TFDS takes."""
+    cleaned = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    if not cleaned:
+        raise UserError(f"{name!r} is no name", fix="give --name letters and digits")
+    return cleaned if cleaned[0].isalpha() else f"xmc_{cleaned}"
+
+
+def _write_targets(directory: Path, split: str, counts: dict[str, dict[str, int]], num_labels: int) -> None:
+    """Writes the relevance matrix; a split that the folder lacks has no rows."""
+    raw = directory / f"indices_{split}.npz"
+    indices, indptr = np.zeros(0, np.int32), np.zeros(1, np.int64)
+    if split in counts:
+        with np.load(raw) as arrays:
+            indices, indptr = arrays["indices"], arrays["indptr"]
+        raw.unlink()
+    matrix = scipy.sparse.csr_matrix(
+        (np.ones(len(indices), np.float32), indices, indptr), shape=(len(indptr) - 1, num_labels)
+    )
+    scipy.sparse.save_npz(directory / f"targets_{split}.npz", matrix, compressed=False)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences TFDS: its own bars and messages; ours go to the error stream."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    tfds.disable_progress_bar()
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+        tfds.enable_progress_bar()

@@ -1,0 +1,323 @@
+"""A prepared dataset: texts, pictures and the relevance matrix, read when they are asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import scipy.sparse
+
+from vixml_jax import files
+from vixml_jax.data.label_matrix import spans
+from vixml_jax.data.ragged import Ragged
+from vixml_jax.errors import UserError
+
+FORMAT = "vixml dataset 1"
+META, REPORT = "meta.json", "report.json"
+# Rows decoded at a time when a whole column is gone through.
+CHUNK_ROWS = 65_536
+
+
+class TextColumn(Sequence[str]):
+    """Texts of a split, memory-mapped; several fields are joined by a blank, empty ones left out.
+
+    Args:
+      fields: UTF-8 bytes of each field, ragged over the rows of the whole split.
+      rows: int64 [N]; the rows of the view, None for all.
+    """
+
+    def __init__(self, fields: Sequence[Ragged], rows: np.ndarray | None = None):
+        self._fields, self._rows = list(fields), rows
+
+    def __len__(self) -> int:
+        return len(self._fields[0]) if self._rows is None else len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice | np.ndarray) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice | np.ndarray) -> str | list[str]:
+        if isinstance(index, int | np.integer):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"row {index} of {len(self)}")
+            return self._decode(np.array([index % len(self)]))[0]
+        if isinstance(index, slice):
+            index = np.arange(*index.indices(len(self)))
+        return self._decode(np.asarray(index, np.int64))
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), CHUNK_ROWS):
+            yield from self._decode(np.arange(start, min(start + CHUNK_ROWS, len(self))))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(other) == len(self) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _decode(self, view_rows: np.ndarray) -> list[str]:
+        rows = view_rows if self._rows is None else self._rows[view_rows]
+        columns = [_texts(field, rows) for field in self._fields]
+        if len(columns) == 1:
+            return columns[0]
+        return [" ".join(filter(None, parts)) for parts in zip(*columns, strict=True)]
+
+
+def _texts(field: Ragged, rows: np.ndarray) -> list[str]:
+    values, lengths = field.take(rows)
+    data, ends = values.tobytes(), np.cumsum(lengths).tolist()
+    return [data[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
+
+
+class ImageColumn(Sequence[list[bytes]]):
+    """Pictures of a split: for each row the encoded bytes of its pictures, b"" for one whose file is missing.
+
+    Args:
+      directory: the prepared dataset.
+      split: the split.
+      sizes: int64 bytes of every picture, ragged over the rows of the whole split.
+      rows: int64 [N]; the rows of the view, None for all.
+    """
+
+    def __init__(self, directory: Path, split: str, sizes: Ragged, rows: np.ndarray | None = None):
+        self._directory, self._split, self._sizes, self._rows = directory, split, sizes, rows
+
+    def __len__(self) -> int:
+        return len(self._sizes) if self._rows is None else len(self._rows)
+
+    def counts(self) -> np.ndarray:
+        """Returns how many pictures each row has whose file is there, int64 [N]; opens no records."""
+        present = np.concatenate(([0], np.cumsum(np.asarray(self._sizes.values) > 0)))
+        counts = np.diff(present[np.asarray(self._sizes.offsets)])
+        return counts if self._rows is None else counts[self._rows]
+
+    @overload
+    def __getitem__(self, index: int) -> list[bytes]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[bytes]]: ...
+
+    def __getitem__(self, index: int | slice) -> list[bytes] | list[list[bytes]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        row = int(index) % len(self)
+        row = row if self._rows is None else int(self._rows[row])
+        sizes = self._sizes[row]
+        if not sizes.any():
+            return [b""] * len(sizes)
+        return [bytes(image) for image in self._records[row]["images"]]
+
+    @functools.cached_property
+    def _records(self) -> Any:
+        import tensorflow_datasets as tfds  # only a run with pictures pays for it
+
+        return tfds.builder_from_directory(os.fspath(self._directory)).as_data_source(self._split)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_records"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split, or some rows of it.
+
+    Attributes:
+      directory: the prepared dataset.
+      name: "train", "test" or "labels".
+      rows: int64 [N]; the rows of the view, None for all.
+    """
+
+    directory: Path
+    name: str
+    rows: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.uids)
+
+    @property
+    def uids(self) -> TextColumn:
+        """The rows' uids."""
+        return self.text_of(("uid",))
+
+    @property
+    def titles(self) -> TextColumn:
+        """The rows' titles."""
+        return self.text_of(("title",))
+
+    @property
+    def contents(self) -> TextColumn:
+        """The rows' contents, often empty."""
+        return self.text_of(("content",))
+
+    @property
+    def texts(self) -> TextColumn:
+        """The rows' titles, which is what the model reads by default."""
+        return self.titles
+
+    @property
+    def images(self) -> ImageColumn:
+        """The rows' pictures."""
+        return ImageColumn(self.directory, self.name, self._column("image_sizes"), self.rows)
+
+    def text_of(self, fields: Sequence[str]) -> TextColumn:
+        """Returns texts made of `fields` ("uid", "title", "content"), joined by a blank."""
+        unknown = set(fields) - {"uid", "title", "content"}
+        if unknown or not fields:
+            raise UserError(f"unknown text fields {sorted(unknown)}", fix="give some of title, content")
+        return TextColumn([self._column(field) for field in fields], self.rows)
+
+    def take(self, rows: np.ndarray) -> Split:
+        """Returns a view of some rows, int [n]."""
+        rows = np.asarray(rows, np.int64)
+        return dataclasses.replace(self, rows=rows if self.rows is None else self.rows[rows])
+
+    def _column(self, field: str) -> Ragged:
+        directory = self.directory / "columns" / self.name / field
+        if not directory.is_dir() and self.name == "test":  # a raw folder may come without test rows
+            return Ragged(np.zeros(0, np.uint8), np.zeros(1, np.int64))
+        return _open_column(directory)
+
+
+@functools.lru_cache(maxsize=64)
+def _open_column(directory: Path) -> Ragged:
+    return Ragged.load(directory)
+
+
+@dataclasses.dataclass(frozen=True)
+class XmcDataset:
+    """A prepared dataset of N training queries, M test queries and L labels.
+
+    Attributes:
+      name: as given to `vixml prepare`.
+      dir: the prepared dataset.
+      fingerprint: changes with the content, and with the rows of a view.
+      train, test, labels: the splits.
+      train_targets, test_targets: csr_matrix float32 [N, L] and [M, L]; 1 where a label is relevant.
+      filter_pairs_train, filter_pairs_test: int64 [n, 2]; pairs (row, label) that evaluation leaves out.
+    """
+
+    name: str
+    dir: Path
+    fingerprint: str
+    train: Split
+    test: Split
+    labels: Split
+    train_targets: scipy.sparse.csr_matrix
+    test_targets: scipy.sparse.csr_matrix
+    filter_pairs_train: np.ndarray
+    filter_pairs_test: np.ndarray
+
+
+def is_prepared(directory: str | os.PathLike[str]) -> bool:
+    """Whether a directory is a prepared dataset."""
+    return (Path(directory) / META).is_file() and (Path(directory) / "dataset_info.json").is_file()
+
+
+def load(directory: str | os.PathLike[str]) -> XmcDataset:
+    """Opens a prepared dataset.
+
+    Raises:
+      UserError: if `directory` is not one, or one of a version that this code does not read.
+    """
+    directory = Path(directory)
+    if not is_prepared(directory):
+        fix = "make it with `vixml prepare --raw=DIR --out=" + os.fspath(directory) + "`"
+        raise UserError("not a prepared dataset", file=directory, fix=fix)
+    meta = files.read_json(directory / META)
+    if meta.get("format") != FORMAT:
+        raise UserError(
+            f"a dataset of the form {meta.get('format')!r}, this version reads {FORMAT!r}",
+            file=directory,
+            fix="prepare it anew",
+        )
+    return XmcDataset(
+        name=meta["name"],
+        dir=directory,
+        fingerprint=meta["fingerprint"],
+        train=Split(directory, "train"),
+        test=Split(directory, "test"),
+        labels=Split(directory, "labels"),
+        train_targets=_targets(directory / "targets_train.npz"),
+        test_targets=_targets(directory / "targets_test.npz"),
+        filter_pairs_train=_pairs(directory / "filter_pairs_train.npy"),
+        filter_pairs_test=_pairs(directory / "filter_pairs_test.npy"),
+    )
+
+
+def subset(
+    dataset: XmcDataset, train_rows: np.ndarray | None = None, test_rows: np.ndarray | None = None
+) -> XmcDataset:
+    """Returns a view of some training and test queries; the labels stay as they are.
+
+    Args:
+      dataset: the dataset.
+      train_rows: int [n]; rows of its training split, None for all.
+      test_rows: int [m]; rows of its test split, None for all.
+    """
+    changes: dict[str, Any] = {}
+    for name, rows in (("train", train_rows), ("test", test_rows)):
+        if rows is None:
+            continue
+        rows = np.asarray(rows, np.int64)
+        changes[name] = getattr(dataset, name).take(rows)
+        changes[f"{name}_targets"] = getattr(dataset, f"{name}_targets")[rows]
+        changes[f"filter_pairs_{name}"] = _pairs_of(getattr(dataset, f"filter_pairs_{name}"), rows)
+        changes["fingerprint"] = files.fingerprint(
+            changes.get("fingerprint", dataset.fingerprint), name, rows.tolist()
+        )
+    return dataclasses.replace(dataset, **changes)
+
+
+def holdout(dataset: XmcDataset, fraction: float, seed: int) -> XmcDataset:
+    """Sets training queries aside as the test split, so that choices never look at the real one.
+
+    Args:
+      dataset: the dataset; its own test split is not used.
+      fraction: share of the training queries to set aside, between 0 and 1.
+      seed: of the choice.
+
+    Returns:
+      A view: `train` is the rest, `test` the queries set aside, with their targets and filter pairs.
+    """
+    count = round(fraction * len(dataset.train))
+    if not 0 < count < len(dataset.train):
+        raise UserError(
+            f"a share of {fraction} of {len(dataset.train)} training queries", fix="give one between 0 and 1"
+        )
+    order = np.random.default_rng(seed).permutation(len(dataset.train))
+    aside, kept = np.sort(order[:count]), np.sort(order[count:])
+    view = subset(dataset, train_rows=kept)
+    held = subset(dataset, train_rows=aside)
+    return dataclasses.replace(
+        view,
+        test=held.train,
+        test_targets=held.train_targets,
+        filter_pairs_test=held.filter_pairs_train,
+        fingerprint=files.fingerprint(dataset.fingerprint, "holdout", fraction, seed),
+    )
+
+
+def _pairs_of(pairs: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The pairs of `rows`, renumbered to their places in `rows`, in that order."""
+    order = np.argsort(pairs[:, 0], kind="stable")
+    ordered = pairs[order]
+    first = np.searchsorted(ordered[:, 0], rows, side="left")
+    counts = np.searchsorted(ordered[:, 0], rows, side="right") - first
+    labels = ordered[spans(first, counts), 1]
+    return np.stack([np.repeat(np.arange(len(rows)), counts), labels], axis=1).astype(np.int64)
+
+
+def _targets(file: Path) -> scipy.sparse.csr_matrix:
+    matrix = scipy.sparse.csr_matrix(scipy.sparse.load_npz(file))
+    matrix.has_sorted_indices = matrix.has_canonical_format = True
+    return matrix
+
+
+def _pairs(file: Path) -> np.ndarray:
+    return np.load(file, allow_pickle=False)

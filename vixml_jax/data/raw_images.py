@@ -1,0 +1,151 @@
+"""Pictures of a raw folder: lists of paths by uid, and reading the files without decoding them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from vixml_jax.data import fields
+from vixml_jax.data.report import Report
+from vixml_jax.data.text_lines import TextFile
+from vixml_jax.errors import UserError
+
+
+class ImagePath(NamedTuple):
+    """A picture as a raw file names it.
+
+    Attributes:
+      path: as written.
+      line: one-based line that names it.
+    """
+
+    path: str
+    line: int
+
+
+class ImageList:
+    """The list `img_paths.*.csv` of a split: columns `uid` and `path`, any number of lines a uid.
+
+    Args:
+      file: the list, gone through once, or None where the folder has none.
+      report: takes lines that are not used.
+
+    Raises:
+      UserError: if it has no header, or is not CSV.
+    """
+
+    def __init__(self, file: TextFile | None, report: Report):
+        self._file, self._report = file, report
+        self._numbers: dict[str, int] = {}
+        self._images: list[list[ImagePath]] = []
+        self._used = bytearray()
+        if file is not None:
+            self._read(file)
+
+    def images(self, uid: str) -> list[ImagePath]:
+        """Returns the pictures of a row, in the order of the list."""
+        number = self._numbers.get(uid)
+        if number is None:
+            return []
+        self._used[number] = 1
+        return self._images[number]
+
+    def report_unused(self) -> None:
+        """Notes the lines whose uid no row asked for."""
+        if self._file is None:
+            return
+        unused = array("q")
+        for used, images in zip(self._used, self._images, strict=True):
+            if not used:
+                unused.extend(image.line for image in images)
+        for line in sorted(unused):
+            self._report.reject(self._file.path, line, "a uid that no row has")
+
+    def _read(self, file: TextFile) -> None:
+        rows = csv.reader(text + "\n" for _, text in file.lines())
+        try:
+            header = [name.strip().lower() for name in next(rows, [])]
+            if "uid" not in header or "path" not in header:
+                raise UserError(
+                    "no header", file=file.path, row=1, fix="the first line names the columns: uid,path"
+                )
+            uid_column, path_column = header.index("uid"), header.index("path")
+            for row in rows:
+                if not row:
+                    continue
+                values = [value.strip() for value in row]
+                if len(values) <= max(uid_column, path_column) or not values[uid_column]:
+                    self._report.reject(file.path, rows.line_num, "not a uid and a path")
+                    continue
+                self._add(fields.clean(values[uid_column]), ImagePath(values[path_column], rows.line_num))
+        except csv.Error as error:
+            raise UserError(
+                f"not CSV ({error})", file=file.path, row=rows.line_num, fix="a line is: uid,path"
+            ) from None
+
+    def _add(self, uid: str, image: ImagePath) -> None:
+        number = self._numbers.setdefault(uid, len(self._images))
+        if number == len(self._images):
+            self._images.append([])
+            self._used.append(0)
+        self._images[number].append(image)
+
+
+class ImageReader:
+    """Reads pictures of a raw folder as the bytes that lie on disk.
+
+    Args:
+      root: the raw folder; relative paths start there and must stay inside.
+      report: takes pictures that are there but cannot be used.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], report: Report):
+        self._root, self._report = os.path.abspath(root), report
+
+    def read(self, images: list[ImagePath], file: Path) -> Iterator[bytes]:
+        """Yields the bytes of each picture; b"" for a missing one, so that the others keep their places.
+
+        Args:
+          images: the pictures of a row.
+          file: the raw file that names them.
+        """
+        for image in images:
+            yield self._read(image, file)
+
+    def _read(self, image: ImagePath, file: Path) -> bytes:
+        if not image.path or "\0" in image.path:
+            self._report.reject(file, image.line, "not a path", "counted as missing")
+            return b""
+        path = os.path.normpath(os.path.join(self._root, image.path))
+        if not os.path.isabs(image.path) and not path.startswith(self._root + os.sep):
+            self._report.reject(file, image.line, "a path outside the raw folder", "counted as missing")
+            return b""
+        if not os.path.isfile(path):
+            return b""
+        try:
+            with open(path, "rb") as picture:
+                data = picture.read()
+        except OSError as error:
+            self._report.reject(file, image.line, f"unreadable ({error.strerror})", "counted as missing")
+            return b""
+        if not is_picture(data):
+            # Downloads that failed leave empty files and web pages named .jpg.
+            self._report.reject(file, image.line, "a file that is no picture", "counted as missing")
+            return b""
+        return data
+
+
+def is_picture(data: bytes) -> bool:
+    """Whether the bytes begin as a picture that Pillow can open; its pixels are not read."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)):
+            return True
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False

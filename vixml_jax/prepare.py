@@ -1,0 +1,150 @@
+"""From a raw folder to a prepared dataset: `vixml prepare --raw=DIR --out=DIR --name=NAME`.
+
+Reads the Extreme Classification Repository's files or your own JSONL with pictures, checks every row, and
+writes a TFDS dataset with a report of everything that was repaired or left out. See docs/data_formats.md.
+
+Examples:
+  vixml prepare --raw=raw/LF-AmazonTitles-131K --out=data/131k --name=lf_amazontitles_131k
+  vixml prepare --raw=my_catalogue --out=data/mine
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from vixml_jax import files
+from vixml_jax.data import dataset as dataset_lib
+from vixml_jax.data.formats import RawFolder, open_raw
+from vixml_jax.errors import UserError
+
+MISSING_FIX = "give another --out, or --overwrite to replace it"
+
+
+def define_flags() -> None:
+    """Registers --raw, --out, --name and --overwrite."""
+    flags.DEFINE_string("raw", None, "Folder of the raw files", required=True)
+    flags.DEFINE_string("out", None, "Directory that becomes the prepared dataset", required=True)
+    flags.DEFINE_string("name", None, "Name of the dataset; the raw folder's by default")
+    flags.DEFINE_bool("overwrite", False, "Replace a prepared dataset of another content at --out")
+
+
+def main() -> int:
+    """Runs the command."""
+    values = flags.FLAGS
+    report = prepare(values.raw, values.out, values.name, overwrite=values.overwrite)
+    print(table(report))
+    if report["unchanged"]:
+        print(f"{values.out} already holds this dataset")
+    else:
+        print(f"prepared {values.out} (report: {Path(values.out) / dataset_lib.REPORT})")
+    return 0
+
+
+def prepare(
+    raw: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Turns a raw folder into a prepared dataset.
+
+    Args:
+      raw: the raw folder; docs/data_formats.md says what it may hold.
+      out: becomes the dataset; appears only once it is complete. If it already holds a dataset of the same
+        content, nothing is done.
+      name: of the dataset; the raw folder's by default.
+      overwrite: replace a prepared dataset of another content at `out`.
+
+    Returns:
+      What `meta.json` says (name, fingerprint, counts of each split), with `problems`: how often each problem
+      was found, `notes`, and `unchanged`: whether `out` already held this dataset.
+
+    Raises:
+      UserError: naming file and line, if the raw folder is wrong; or if `out` holds something else.
+    """
+    raw, out = Path(raw), Path(out)
+    folder = open_raw(raw)
+    if _occupied(out):
+        known = _unchanged(folder, raw, out, overwrite)
+        if known is not None:
+            return known
+    from vixml_jax.data import builder  # TFDS takes a while to import, and bad input should not wait for it
+
+    name = name or raw.resolve().name
+    builder.tfds_name(name)
+    with files.atomic_dir(out) as directory:
+        counts, image_digest = builder.write(folder, directory, name)
+        meta = {
+            "format": dataset_lib.FORMAT,
+            "name": name,
+            "fingerprint": _fingerprint(folder, image_digest),
+            "layout": folder.layout,
+            "labels": folder.num_labels,
+            "splits": {split: counts[split] for split in ("train", "test", "labels") if split in counts},
+        }
+        report = folder.report.as_json()
+        files.write_json(directory / dataset_lib.META, meta)
+        files.write_json(directory / dataset_lib.REPORT, {**meta, **report})
+    return {**meta, "problems": report["problems"], "notes": report["notes"], "unchanged": False}
+
+
+def table(report: dict[str, Any]) -> str:
+    """Lays out the counts of each split and of each problem found."""
+    columns = {
+        "rows": "rows",
+        "positives": "positives",
+        "rows_without_labels": "no labels",
+        "rows_with_images": "with images",
+        "images": "images",
+        "images_missing": "missing",
+    }
+    lines = [f"{report['name']:<12}" + "".join(f"{title:>13}" for title in columns.values())]
+    for split, counts in report["splits"].items():
+        cells = (f"{counts[key]:,}" if key in counts else "-" for key in columns)
+        lines.append(f"{split:<12}" + "".join(f"{cell:>13}" for cell in cells))
+    lines += [f"note: {note}" for note in report["notes"]]
+    lines += [f"{count:,} x {problem}" for problem, count in report["problems"].items()]
+    return "\n".join(lines)
+
+
+def _occupied(out: Path) -> bool:
+    """Whether something stands at `out` that must not just be replaced."""
+    if out.is_dir():
+        return any(out.iterdir())
+    if out.exists():
+        raise UserError("a file", file=out, fix="give --out a directory")
+    return False
+
+
+def _unchanged(folder: RawFolder, raw: Path, out: Path, overwrite: bool) -> dict[str, Any] | None:
+    """Returns the report of the dataset at `out` if it has the raw folder's content, None to replace it."""
+    if not dataset_lib.is_prepared(out):
+        raise UserError(
+            "holds something else than a prepared dataset",
+            file=out,
+            fix="give another --out; it is not touched",
+        )
+    known = files.read_json(out / dataset_lib.REPORT)
+    data_digest = known["fingerprint"].partition("-")[0]
+    if folder.digest().startswith(data_digest) and known["format"] == dataset_lib.FORMAT:
+        from vixml_jax.data import builder
+
+        # Read through a second view of the folder: this one may still have to be written.
+        if _fingerprint(folder, builder.image_digest(open_raw(raw))) == known["fingerprint"]:
+            return {
+                **{key: known[key] for key in known if key not in ("repaired", "rejected")},
+                "unchanged": True,
+            }
+    if not overwrite:
+        raise UserError("holds a prepared dataset of another content", file=out, fix=MISSING_FIX)
+    return None
+
+
+def _fingerprint(folder: RawFolder, image_digest: str) -> str:
+    """Names the content: the first half goes by the text files, the second by the pictures."""
+    return f"{folder.digest()[:16]}-{image_digest[:16]}"
