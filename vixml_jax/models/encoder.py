@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ class EncoderLayer(nnx.Module):
     """Self-attention and feed-forward block, each followed by add and norm (Vaswani et al. 2017)."""
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike, param_dtype: DTypeLike):
-        types = {"dtype": dtype, "param_dtype": param_dtype}
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
         self.attention = SelfAttention(config.dim, config.num_heads, rngs=rngs, **types)
         self.attention_norm = LayerNorm(config.dim, eps=config.norm_eps, rngs=rngs, **types)
         self.mlp = Mlp(config.dim, config.mlp_dim, activation=config.activation, rngs=rngs, **types)
@@ -89,7 +90,7 @@ class Encoder(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         remat: str = "none",
     ):
-        types = {"dtype": dtype, "param_dtype": param_dtype}
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
         self.config = config
         self.remat = remat
         self.word_embeddings = Embed(config.vocab_size, config.dim, rngs=rngs, **types)

@@ -1,166 +1,13 @@
-"""How towers lie in Hugging Face directories: per family, which tensor is which parameter, in what layout.
-
-A table is read in both directions: by the loader, and by the export.
-"""
+"""How towers lie in Hugging Face directories: per family, which tensor is which parameter, in what layout."""
 
 from __future__ import annotations
 
-import dataclasses
-import re
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from vixml_jax.errors import UserError
 from vixml_jax.models.encoder import EncoderConfig
-
-Index = tuple[slice, ...]
-
-_OLD_NAMES = {"gamma": "weight", "beta": "bias"}
-
-
-class Layout(Protocol):
-    """How the tensor of a file relates to a parameter (of one layer, where layers are stacked)."""
-
-    def hf_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the tensor for a parameter of this shape."""
-        ...
-
-    def read(self, tensor: Any, index: Index) -> np.ndarray:
-        """Reads the part `index` of the parameter from a tensor that can be sliced."""
-        ...
-
-    def write(self, array: np.ndarray) -> np.ndarray:
-        """Turns the whole parameter into the tensor."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Same:
-    """The tensor as it is, but for `leading` axes of size 1 in front."""
-
-    leading: int = 0
-
-    def hf_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """See Layout."""
-        return (1,) * self.leading + shape
-
-    def read(self, tensor: Any, index: Index) -> np.ndarray:
-        """See Layout."""
-        part = tensor[(slice(0, 1),) * self.leading + index]
-        return part.reshape(part.shape[self.leading :])
-
-    def write(self, array: np.ndarray) -> np.ndarray:
-        """See Layout."""
-        return array.reshape(self.hf_shape(array.shape))
-
-
-@dataclasses.dataclass(frozen=True)
-class Transposed:
-    """A linear map: (out, in) in the file, (in, out) here."""
-
-    def hf_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """See Layout."""
-        return shape[::-1]
-
-    def read(self, tensor: Any, index: Index) -> np.ndarray:
-        """See Layout."""
-        return tensor[index[::-1]].T
-
-    def write(self, array: np.ndarray) -> np.ndarray:
-        """See Layout."""
-        return array.T
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A token table of `rows` rows, which is padded with zeros here."""
-
-    rows: int
-
-    def hf_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """See Layout."""
-        return (self.rows, *shape[1:])
-
-    def read(self, tensor: Any, index: Index) -> np.ndarray:
-        """See Layout."""
-        wanted, columns = index
-        start, stop = wanted.start, min(wanted.stop, self.rows)
-        part = tensor[min(start, stop) : stop, columns]
-        return np.pad(part, ((0, wanted.stop - start - part.shape[0]), (0, 0)))
-
-    def write(self, array: np.ndarray) -> np.ndarray:
-        """See Layout."""
-        return array[: self.rows]
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One parameter.
-
-    Attributes:
-      path: dotted path of the parameter; "layers." in front where it is stacked.
-      hf: name of the tensor; "{i}" stands for the layer.
-      layout: how the tensor becomes the parameter.
-    """
-
-    path: str
-    hf: str
-    layout: Layout
-
-    @property
-    def stacked(self) -> bool:
-        """Whether the parameter has a leading axis of layers."""
-        return "{i}" in self.hf
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """What is special to one `model_type`.
-
-    Attributes:
-      read_config: config.json -> config of the tower.
-      write_config: config of the tower -> config.json.
-      entries: config of the tower -> its parameters' entries.
-      prefixes: what may stand before all names of a file.
-      ignored: patterns of names (without prefix) that the tower has no use for.
-    """
-
-    read_config: Callable[[dict[str, Any]], Any]
-    write_config: Callable[[Any], dict[str, Any]]
-    entries: Callable[[Any], list[Entry]]
-    prefixes: tuple[str, ...] = ("",)
-    ignored: tuple[str, ...] = ()
-
-    def plain_name(self, name: str) -> str:
-        """Strips the prefix, and the norms' names of old TensorFlow conversions."""
-        for prefix in self.prefixes:
-            if prefix and name.startswith(prefix):
-                name = name.removeprefix(prefix)
-                break
-        return re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: "LayerNorm." + _OLD_NAMES[m[1]], name)
-
-    def is_ignored(self, plain_name: str) -> bool:
-        """Whether the tower has no use for a tensor, and that is known to be right."""
-        return any(re.fullmatch(pattern, plain_name) for pattern in self.ignored)
-
-
-def linear(path: str, hf: str, bias: bool = True) -> list[Entry]:
-    """Entries of a Linear."""
-    entries = [Entry(f"{path}.kernel", f"{hf}.weight", Transposed())]
-    return [*entries, Entry(f"{path}.bias", f"{hf}.bias", Same())] if bias else entries
-
-
-def layer_norm(path: str, hf: str) -> list[Entry]:
-    """Entries of a LayerNorm."""
-    return [Entry(f"{path}.scale", f"{hf}.weight", Same()), Entry(f"{path}.bias", f"{hf}.bias", Same())]
-
-
-def joined(*groups: Sequence[Entry]) -> list[Entry]:
-    """All entries of all groups."""
-    return [entry for group in groups for entry in group]
-
+from vixml_jax.models.hf_layouts import Entry, Family, Patch, Same, Table, joined, layer_norm, linear
+from vixml_jax.models.vision import VisionConfig
 
 _ACTIVATIONS = {
     "gelu": "gelu",
@@ -317,5 +164,69 @@ TEXT_FAMILIES: dict[str, Family] = {
             r"qa_outputs\..*",
             r"embeddings\.position_ids",
         ),
+    ),
+}
+
+
+def _read_vit(raw: dict[str, Any]) -> VisionConfig:
+    processor = raw.get("preprocessor", {})
+    return VisionConfig(
+        image_size=raw["image_size"],
+        patch_size=raw["patch_size"],
+        dim=raw["hidden_size"],
+        num_layers=raw["num_hidden_layers"],
+        num_heads=raw["num_attention_heads"],
+        mlp_dim=raw["intermediate_size"],
+        norm_eps=raw.get("layer_norm_eps", 1e-12),
+        activation=activation(raw.get("hidden_act", "gelu")),
+        qkv_bias=raw.get("qkv_bias", True),
+        mean=tuple(processor.get("image_mean", (0.5, 0.5, 0.5))),
+        std=tuple(processor.get("image_std", (0.5, 0.5, 0.5))),
+    )
+
+
+def _write_vit(config: VisionConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["ViTModel"],
+        "model_type": "vit",
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.mlp_dim,
+        "layer_norm_eps": config.norm_eps,
+        "hidden_act": hf_activation(config.activation),
+        "qkv_bias": config.qkv_bias,
+    }
+
+
+def _vit_entries(config: VisionConfig) -> list[Entry]:
+    layer = "encoder.layer.{i}."
+    patch = "embeddings.patch_embeddings.projection"
+    return joined(
+        [Entry("patch_embedding.kernel", f"{patch}.weight", Patch(config.patch_size))],
+        [Entry("patch_embedding.bias", f"{patch}.bias", Same())],
+        [Entry("class_token", "embeddings.cls_token", Same(leading=2))],
+        [Entry("position_embeddings", "embeddings.position_embeddings", Same(leading=1))],
+        layer_norm("layers.attention_norm", layer + "layernorm_before"),
+        linear("layers.attention.q_proj", layer + "attention.attention.query", config.qkv_bias),
+        linear("layers.attention.k_proj", layer + "attention.attention.key", config.qkv_bias),
+        linear("layers.attention.v_proj", layer + "attention.attention.value", config.qkv_bias),
+        linear("layers.attention.o_proj", layer + "attention.output.dense"),
+        layer_norm("layers.mlp_norm", layer + "layernorm_after"),
+        linear("layers.mlp.up_proj", layer + "intermediate.dense"),
+        linear("layers.mlp.down_proj", layer + "output.dense"),
+        layer_norm("final_norm", "layernorm"),
+    )
+
+
+VISION_FAMILIES: dict[str, Family] = {
+    "vit": Family(
+        _read_vit,
+        _write_vit,
+        _vit_entries,
+        prefixes=("", "vit."),
+        ignored=(r"pooler\..*", r"classifier\..*", r"embeddings\.mask_token"),
     ),
 }

@@ -20,6 +20,8 @@ from vixml_jax import files, sharding
 from vixml_jax.errors import UserError
 from vixml_jax.models import hf_names, presets
 from vixml_jax.models.encoder import Encoder, EncoderConfig
+from vixml_jax.models.hf_layouts import Entry, Family
+from vixml_jax.models.vision import VisionConfig, VisionTower
 
 _WEIGHTS = "model.safetensors"
 _WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -29,7 +31,7 @@ _DOWNLOADED = (
 )  # fmt: skip
 
 # Config class -> tower class. A config's class name is its "kind" in JSON.
-TOWERS: dict[type, type] = {EncoderConfig: Encoder}
+TOWERS: dict[type, type] = {EncoderConfig: Encoder, VisionConfig: VisionTower}
 
 
 def make_tower(
@@ -125,6 +127,43 @@ def load_text_tower(
     return load_weights(directory, family, config, full, dtype=dtype, param_dtype=param_dtype, remat=remat)
 
 
+def vision_config(name_or_dir: str) -> VisionConfig:
+    """Reads the config of a vision tower, and how its pictures are prepared, without its weights.
+
+    Raises:
+      UserError: if there is no such tower, or it is of an unsupported architecture.
+    """
+    if name_or_dir.startswith(presets.RANDOM):
+        return presets.vision_preset(name_or_dir)
+    directory = resolve(name_or_dir, ("config.json", "preprocessor_config.json"))
+    return _read_config(directory, hf_names.VISION_FAMILIES)[1]
+
+
+def load_vision_tower(
+    name_or_dir: str, dtype: DTypeLike = "float32", *, param_dtype: DTypeLike = "float32", seed: int = 0
+) -> VisionTower:
+    """Loads a vision tower, its parameters placed on the mesh that is set, or on one over all devices.
+
+    Args:
+      name_or_dir: Hugging Face directory (config.json and safetensors), hub name, or "random:<preset>".
+      dtype: of the computation.
+      param_dtype: of the parameters.
+      seed: of a random preset.
+
+    Returns:
+      A tower: `tower(pixels)` maps float32 [B, H, W, 3] to float32 [B, V].
+
+    Raises:
+      UserError: naming every tensor that is missing, unexpected or of another shape, or what else is wrong.
+    """
+    if name_or_dir.startswith(presets.RANDOM):
+        config = presets.vision_preset(name_or_dir)
+        return random_tower(config, seed=seed, dtype=dtype, param_dtype=param_dtype)
+    directory = resolve(name_or_dir)
+    family, config = _read_config(directory, hf_names.VISION_FAMILIES)
+    return load_weights(directory, family, config, config, dtype=dtype, param_dtype=param_dtype)
+
+
 def tokenizer_dir(name_or_dir: str) -> Path | None:
     """Returns the directory with a tower's tokenizer; None for a random preset, which has none."""
     if name_or_dir.startswith(presets.RANDOM):
@@ -170,7 +209,7 @@ def resolve(name_or_dir: str, patterns: tuple[str, ...] = _DOWNLOADED) -> Path:
         ) from error
 
 
-def _read_config(directory: Path, families: dict[str, hf_names.Family]) -> tuple[hf_names.Family, Any]:
+def _read_config(directory: Path, families: dict[str, Family]) -> tuple[Family, Any]:
     file = directory / "config.json"
     raw = files.read_json(file)
     model_type = raw.get("model_type") if isinstance(raw, dict) else None
@@ -181,6 +220,8 @@ def _read_config(directory: Path, families: dict[str, hf_names.Family]) -> tuple
             fix="supported are " + ", ".join(families),
         )
     family = families[model_type]
+    if (directory / "preprocessor_config.json").is_file():
+        raw = {**raw, "preprocessor": files.read_json(directory / "preprocessor_config.json")}
     try:
         return family, family.read_config(raw)
     except KeyError as error:
@@ -203,7 +244,7 @@ def _keep_layers(config: Any, layers: int | None, name: str) -> Any:
 class _Tensors:
     """All tensors of a directory, by plain name, open for slicing."""
 
-    def __init__(self, directory: Path, family: hf_names.Family, stack: contextlib.ExitStack):
+    def __init__(self, directory: Path, family: Family, stack: contextlib.ExitStack):
         if (directory / _WEIGHTS_INDEX).is_file():
             index = files.read_json(directory / _WEIGHTS_INDEX)
             names = sorted(set(index.get("weight_map", {}).values()))
@@ -232,9 +273,7 @@ class _Tensors:
         return handle.get_slice(key)
 
 
-def load_weights(
-    directory: Path, family: hf_names.Family, config: Any, full_config: Any, **options: Any
-) -> Any:
+def load_weights(directory: Path, family: Family, config: Any, full_config: Any, **options: Any) -> Any:
     """Reads a tower's weights, each process only the slices that its devices hold.
 
     Args:
@@ -264,9 +303,9 @@ def load_weights(
 
 def _check(
     directory: Path,
-    family: hf_names.Family,
+    family: Family,
     tensors: _Tensors,
-    entries: dict[str, hf_names.Entry],
+    entries: dict[str, Entry],
     flat: dict[str, Any],
     full_config: Any,
 ) -> None:
@@ -296,11 +335,12 @@ def _check(
         )
 
 
-def _read(tensors: _Tensors, entry: hf_names.Entry, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+def _read(tensors: _Tensors, entry: Entry, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     """Reads one parameter to its sharding, stacking the layers' tensors where it is stacked."""
     parts: dict[tuple[tuple[int, int], ...], np.ndarray] = {}  # devices that hold the same part share it
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # it is only for arrays that no device holds
         bounds = tuple(s.indices(size)[:2] for s, size in zip(index, leaf.shape, strict=True))
         if bounds not in parts:
             slices = tuple(slice(*bound) for bound in bounds)

@@ -287,7 +287,7 @@ _REMAT_POLICIES = {
 
 
 def run_layers(
-    layers: Layer,
+    layers: nnx.Module,
     x_BTD: jax.Array,
     apply: Callable[..., jax.Array],
     *,
@@ -309,7 +309,7 @@ def run_layers(
       Output of the last layer, [B, T, D].
     """
 
-    def body(x: jax.Array, layer_and_extra: tuple[Layer, Any]) -> tuple[jax.Array, None]:
+    def body(x: jax.Array, layer_and_extra: tuple[nnx.Module, Any]) -> tuple[jax.Array, None]:
         layer, extra = layer_and_extra
         return constrain(apply(layer, x, extra), "batch", "length", None), None
 

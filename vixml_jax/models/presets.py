@@ -6,6 +6,7 @@ import dataclasses
 
 from vixml_jax.errors import UserError
 from vixml_jax.models.encoder import EncoderConfig
+from vixml_jax.models.vision import VisionConfig
 
 RANDOM = "random:"
 
@@ -46,6 +47,25 @@ def text_preset(name: str, vocab_size: int | None = None) -> EncoderConfig:
     """
     config = _find(TEXT, name, "text.checkpoint")
     return config if vocab_size is None else dataclasses.replace(config, vocab_size=vocab_size)
+
+
+# A random tower is only useful with a pooling that sees every patch: its class token says little.
+VISION: dict[str, VisionConfig] = {
+    "vit-tiny": VisionConfig(64, 8, 192, 4, 3, 768, pool="mean", class_token=False),  # the demo's pictures
+    "vit-b-16": VisionConfig(224, 16, 768, 12, 12, 3072),
+}
+
+
+def vision_preset(name: str) -> VisionConfig:
+    """Returns the shape that `random:<name>` stands for.
+
+    Args:
+      name: with or without the "random:" in front.
+
+    Raises:
+      UserError: if there is no such preset.
+    """
+    return _find(VISION, name, "vision.checkpoint")
 
 
 def _find(table: dict, name: str, key: str):

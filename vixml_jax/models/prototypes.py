@@ -6,6 +6,7 @@ Source: PRIME (Prototypical Extreme Multi-label Classification, NAACL 2025), use
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ class PrimeHead(nnx.Module):
 
     Args:
       dim: D of the three vectors.
-      num_heads: attention heads; must divide `dim`.
+      heads: attention heads; must divide `dim`.
       feed_forward: hidden dimension of the feed-forward block.
       dropout: rate at its four places: attention weights, attention output, hidden and output of the
         feed-forward block.
@@ -50,27 +51,27 @@ class PrimeHead(nnx.Module):
       param_dtype: of the stored parameters.
 
     Raises:
-      UserError: if `num_heads` does not divide `dim`.
+      UserError: if `heads` does not divide `dim`.
     """
 
     def __init__(
         self,
         dim: int,
         *,
-        num_heads: int = 8,
+        heads: int = 8,
         feed_forward: int = 1024,
         dropout: float = 0.1,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
     ):
-        if dim % num_heads:
-            divisors = [n for n in range(1, num_heads + 1) if dim % n == 0]
+        if dim % heads:
+            divisors = [n for n in range(1, heads + 1) if dim % n == 0]
             raise UserError(
-                f"config.prototype.heads={num_heads} does not divide the tower's {dim} dimensions",
+                f"config.prototype.heads={heads} does not divide the tower's {dim} dimensions",
                 fix=f"give {divisors[-1]}",
             )
-        types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.q_proj = Linear(dim, dim, axes=("embed", "heads"), init=_fused_xavier, **types)
         self.k_proj = Linear(dim, dim, axes=("embed", "heads"), init=_fused_xavier, **types)
         self.v_proj = Linear(dim, dim, axes=("embed", "heads"), init=_fused_xavier, **types)
@@ -78,7 +79,7 @@ class PrimeHead(nnx.Module):
         self.attention_norm = LayerNorm(dim, eps=1e-5, **types)
         self.mlp = Mlp(dim, feed_forward, activation="gelu", init=_linear_init, **types)
         self.mlp_norm = LayerNorm(dim, eps=1e-5, **types)
-        self.num_heads = num_heads
+        self.heads = heads
         self.dropout = dropout
         self.dim = dim
 
@@ -101,8 +102,8 @@ class PrimeHead(nnx.Module):
         x_LSD = constrain(x_LSD, "label", None, None)
         L, S, D = x_LSD.shape
         projections = (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (project(x_LSD).reshape(L, S, self.num_heads, -1) for project in projections)
-        scale = 1.0 / math.sqrt(D // self.num_heads)
+        q, k, v = (project(x_LSD).reshape(L, S, self.heads, -1) for project in projections)
+        scale = 1.0 / math.sqrt(D // self.heads)
         attended = attend(q, k, v, None, scale=scale, drop=lambda p: _drop(p, self.dropout, keys[0]))
         x_LSD = self.attention_norm(
             x_LSD + _drop(self.o_proj(attended.reshape(L, S, D)), self.dropout, keys[1])

@@ -1,0 +1,180 @@
+"""How one tensor of a Hugging Face file relates to one parameter, and what a family of architectures is.
+
+Read in both directions: by the loader, and by the export.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+Index = tuple[slice, ...]
+
+_OLD_NAMES = {"gamma": "weight", "beta": "bias"}
+
+
+class Layout(Protocol):
+    """How the tensor of a file relates to a parameter (of one layer, where layers are stacked)."""
+
+    def hf_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the tensor for a parameter of this shape."""
+        ...
+
+    def read(self, tensor: Any, index: Index) -> np.ndarray:
+        """Reads the part `index` of the parameter from a tensor that can be sliced."""
+        ...
+
+    def write(self, array: np.ndarray) -> np.ndarray:
+        """Turns the whole parameter into the tensor."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Same:
+    """The tensor as it is, but for `leading` axes of size 1 in front."""
+
+    leading: int = 0
+
+    def hf_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """See Layout."""
+        return (1,) * self.leading + shape
+
+    def read(self, tensor: Any, index: Index) -> np.ndarray:
+        """See Layout."""
+        part = tensor[(slice(0, 1),) * self.leading + index]
+        return part.reshape(part.shape[self.leading :])
+
+    def write(self, array: np.ndarray) -> np.ndarray:
+        """See Layout."""
+        return array.reshape(self.hf_shape(array.shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class Transposed:
+    """A linear map: (out, in) in the file, (in, out) here."""
+
+    def hf_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """See Layout."""
+        return shape[::-1]
+
+    def read(self, tensor: Any, index: Index) -> np.ndarray:
+        """See Layout."""
+        return tensor[index[::-1]].T
+
+    def write(self, array: np.ndarray) -> np.ndarray:
+        """See Layout."""
+        return array.T
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A token table of `rows` rows, which is padded with zeros here."""
+
+    rows: int
+
+    def hf_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """See Layout."""
+        return (self.rows, *shape[1:])
+
+    def read(self, tensor: Any, index: Index) -> np.ndarray:
+        """See Layout."""
+        wanted, columns = index
+        start, stop = wanted.start, min(wanted.stop, self.rows)
+        part = tensor[min(start, stop) : stop, columns]
+        return np.pad(part, ((0, wanted.stop - start - part.shape[0]), (0, 0)))
+
+    def write(self, array: np.ndarray) -> np.ndarray:
+        """See Layout."""
+        return array[: self.rows]
+
+
+@dataclasses.dataclass(frozen=True)
+class Patch:
+    """A patch embedding: the convolution (out, channel, row, column) in the file, a 2-D kernel here."""
+
+    size: int
+
+    def hf_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """See Layout."""
+        return (shape[1], 3, self.size, self.size)
+
+    def read(self, tensor: Any, index: Index) -> np.ndarray:
+        """See Layout."""
+        rows, columns = index
+        part = tensor[columns]
+        return part.transpose(2, 3, 1, 0).reshape(-1, part.shape[0])[rows]
+
+    def write(self, array: np.ndarray) -> np.ndarray:
+        """See Layout."""
+        return array.reshape(self.size, self.size, 3, -1).transpose(3, 2, 0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One parameter.
+
+    Attributes:
+      path: dotted path of the parameter; "layers." in front where it is stacked.
+      hf: name of the tensor; "{i}" stands for the layer.
+      layout: how the tensor becomes the parameter.
+    """
+
+    path: str
+    hf: str
+    layout: Layout
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the parameter has a leading axis of layers."""
+        return "{i}" in self.hf
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What is special to one `model_type`.
+
+    Attributes:
+      read_config: config.json -> config of the tower; preprocessor_config.json is under "preprocessor".
+      write_config: config of the tower -> config.json.
+      entries: config of the tower -> its parameters' entries.
+      prefixes: what may stand before all names of a file.
+      ignored: patterns of names (without prefix) that the tower has no use for.
+    """
+
+    read_config: Callable[[dict[str, Any]], Any]
+    write_config: Callable[[Any], dict[str, Any]]
+    entries: Callable[[Any], list[Entry]]
+    prefixes: tuple[str, ...] = ("",)
+    ignored: tuple[str, ...] = ()
+
+    def plain_name(self, name: str) -> str:
+        """Strips the prefix, and the norms' names of old TensorFlow conversions."""
+        for prefix in self.prefixes:
+            if prefix and name.startswith(prefix):
+                name = name.removeprefix(prefix)
+                break
+        return re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: "LayerNorm." + _OLD_NAMES[m[1]], name)
+
+    def is_ignored(self, plain_name: str) -> bool:
+        """Whether the tower has no use for a tensor, and that is known to be right."""
+        return any(re.fullmatch(pattern, plain_name) for pattern in self.ignored)
+
+
+def linear(path: str, hf: str, bias: bool = True) -> list[Entry]:
+    """Entries of a Linear."""
+    entries = [Entry(f"{path}.kernel", f"{hf}.weight", Transposed())]
+    return [*entries, Entry(f"{path}.bias", f"{hf}.bias", Same())] if bias else entries
+
+
+def layer_norm(path: str, hf: str) -> list[Entry]:
+    """Entries of a LayerNorm."""
+    return [Entry(f"{path}.scale", f"{hf}.weight", Same()), Entry(f"{path}.bias", f"{hf}.bias", Same())]
+
+
+def joined(*groups: Sequence[Entry]) -> list[Entry]:
+    """All entries of all groups."""
+    return [entry for group in groups for entry in group]
