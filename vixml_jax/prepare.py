@@ -77,19 +77,22 @@ def prepare(
 
     name = name or raw.resolve().name
     builder.tfds_name(name)
-    with files.atomic_dir(out) as directory:
-        counts, image_digest = builder.write(folder, directory, name)
-        meta = {
-            "format": dataset_lib.FORMAT,
-            "name": name,
-            "fingerprint": _fingerprint(folder, image_digest),
-            "layout": folder.layout,
-            "labels": folder.num_labels,
-            "splits": {split: counts[split] for split in ("train", "test", "labels") if split in counts},
-        }
-        report = folder.report.as_json()
-        files.write_json(directory / dataset_lib.META, meta)
-        files.write_json(directory / dataset_lib.REPORT, {**meta, **report})
+    try:
+        with files.atomic_dir(out) as directory:
+            counts, image_digest = builder.write(folder, directory, name)
+            meta = {
+                "format": dataset_lib.FORMAT,
+                "name": name,
+                "fingerprint": _fingerprint(folder, image_digest),
+                "layout": folder.layout,
+                "labels": folder.num_labels,
+                "splits": {split: counts[split] for split in ("train", "test", "labels") if split in counts},
+            }
+            report = folder.report.as_json()
+            files.write_json(directory / dataset_lib.META, meta)
+            files.write_json(directory / dataset_lib.REPORT, {**meta, **report})
+    except OSError as error:
+        raise UserError(f"cannot be used ({error.strerror or error})", file=error.filename or out) from error
     return {**meta, "problems": report["problems"], "notes": report["notes"], "unchanged": False}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +21,41 @@ FORMAT = "vixml dataset 1"
 META, REPORT = "meta.json", "report.json"
 # Rows decoded at a time when a whole column is gone through.
 CHUNK_ROWS = 65_536
+
+
+class Store:
+    """The files of a prepared dataset, each opened once.
+
+    Args:
+      directory: the prepared dataset.
+    """
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+        self._columns: dict[tuple[str, str], Ragged] = {}
+        self._records: dict[str, Any] = {}
+
+    def column(self, split: str, field: str) -> Ragged:
+        """Returns a memory-mapped column of a whole split: UTF-8 bytes of a text field, or `image_sizes`."""
+        if (split, field) not in self._columns:
+            directory = self._directory / "columns" / split / field
+            if split == "test" and not directory.is_dir():  # a raw folder may come without test rows
+                self._columns[split, field] = Ragged(np.zeros(0, np.uint8), np.zeros(1, np.int64))
+            else:
+                self._columns[split, field] = Ragged.load(directory)
+        return self._columns[split, field]
+
+    def records(self, split: str) -> Any:
+        """Returns the TFDS data source of a split."""
+        if split not in self._records:
+            import tensorflow_datasets as tfds  # only a run with pictures pays for it
+
+            builder = tfds.builder_from_directory(os.fspath(self._directory))
+            self._records[split] = builder.as_data_source(split)
+        return self._records[split]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_directory": self._directory, "_columns": {}, "_records": {}}
 
 
 class TextColumn(Sequence[str]):
@@ -78,14 +113,14 @@ class ImageColumn(Sequence[list[bytes]]):
     """Pictures of a split: for each row the encoded bytes of its pictures, b"" for one whose file is missing.
 
     Args:
-      directory: the prepared dataset.
+      store: the files of the prepared dataset.
       split: the split.
-      sizes: int64 bytes of every picture, ragged over the rows of the whole split.
       rows: int64 [N]; the rows of the view, None for all.
     """
 
-    def __init__(self, directory: Path, split: str, sizes: Ragged, rows: np.ndarray | None = None):
-        self._directory, self._split, self._sizes, self._rows = directory, split, sizes, rows
+    def __init__(self, store: Store, split: str, rows: np.ndarray | None = None):
+        self._store, self._split, self._rows = store, split, rows
+        self._sizes = store.column(split, "image_sizes")
 
     def __len__(self) -> int:
         return len(self._sizes) if self._rows is None else len(self._rows)
@@ -111,16 +146,7 @@ class ImageColumn(Sequence[list[bytes]]):
         sizes = self._sizes[row]
         if not sizes.any():
             return [b""] * len(sizes)
-        return [bytes(image) for image in self._records[row]["images"]]
-
-    @functools.cached_property
-    def _records(self) -> Any:
-        import tensorflow_datasets as tfds  # only a run with pictures pays for it
-
-        return tfds.builder_from_directory(os.fspath(self._directory)).as_data_source(self._split)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_records"}
+        return [bytes(image) for image in self._store.records(self._split)[row]["images"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,12 +154,12 @@ class Split:
     """One split, or some rows of it.
 
     Attributes:
-      directory: the prepared dataset.
+      store: the files of the prepared dataset.
       name: "train", "test" or "labels".
       rows: int64 [N]; the rows of the view, None for all.
     """
 
-    directory: Path
+    store: Store
     name: str
     rows: np.ndarray | None = None
 
@@ -163,30 +189,19 @@ class Split:
     @property
     def images(self) -> ImageColumn:
         """The rows' pictures."""
-        return ImageColumn(self.directory, self.name, self._column("image_sizes"), self.rows)
+        return ImageColumn(self.store, self.name, self.rows)
 
     def text_of(self, fields: Sequence[str]) -> TextColumn:
         """Returns texts made of `fields` ("uid", "title", "content"), joined by a blank."""
         unknown = set(fields) - {"uid", "title", "content"}
         if unknown or not fields:
             raise UserError(f"unknown text fields {sorted(unknown)}", fix="give some of title, content")
-        return TextColumn([self._column(field) for field in fields], self.rows)
+        return TextColumn([self.store.column(self.name, field) for field in fields], self.rows)
 
     def take(self, rows: np.ndarray) -> Split:
         """Returns a view of some rows, int [n]."""
         rows = np.asarray(rows, np.int64)
         return dataclasses.replace(self, rows=rows if self.rows is None else self.rows[rows])
-
-    def _column(self, field: str) -> Ragged:
-        directory = self.directory / "columns" / self.name / field
-        if not directory.is_dir() and self.name == "test":  # a raw folder may come without test rows
-            return Ragged(np.zeros(0, np.uint8), np.zeros(1, np.int64))
-        return _open_column(directory)
-
-
-@functools.lru_cache(maxsize=64)
-def _open_column(directory: Path) -> Ragged:
-    return Ragged.load(directory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +244,7 @@ def load(directory: str | os.PathLike[str]) -> XmcDataset:
     if not is_prepared(directory):
         fix = "make it with `vixml prepare --raw=DIR --out=" + os.fspath(directory) + "`"
         raise UserError("not a prepared dataset", file=directory, fix=fix)
-    meta = files.read_json(directory / META)
+    meta, store = files.read_json(directory / META), Store(directory)
     if meta.get("format") != FORMAT:
         raise UserError(
             f"a dataset of the form {meta.get('format')!r}, this version reads {FORMAT!r}",
@@ -240,9 +255,9 @@ def load(directory: str | os.PathLike[str]) -> XmcDataset:
         name=meta["name"],
         dir=directory,
         fingerprint=meta["fingerprint"],
-        train=Split(directory, "train"),
-        test=Split(directory, "test"),
-        labels=Split(directory, "labels"),
+        train=Split(store, "train"),
+        test=Split(store, "test"),
+        labels=Split(store, "labels"),
         train_targets=_targets(directory / "targets_train.npz"),
         test_targets=_targets(directory / "targets_test.npz"),
         filter_pairs_train=_pairs(directory / "filter_pairs_train.npy"),
@@ -268,9 +283,8 @@ def subset(
         changes[name] = getattr(dataset, name).take(rows)
         changes[f"{name}_targets"] = getattr(dataset, f"{name}_targets")[rows]
         changes[f"filter_pairs_{name}"] = _pairs_of(getattr(dataset, f"filter_pairs_{name}"), rows)
-        changes["fingerprint"] = files.fingerprint(
-            changes.get("fingerprint", dataset.fingerprint), name, rows.tolist()
-        )
+        before = changes.get("fingerprint", dataset.fingerprint)
+        changes["fingerprint"] = files.fingerprint(before, name, hashlib.sha256(rows.tobytes()).hexdigest())
     return dataclasses.replace(dataset, **changes)
 
 

@@ -7,6 +7,7 @@ processes of one machine share its pages.
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -108,7 +109,7 @@ class RaggedWriter:
 
     def __init__(self, directory: str | os.PathLike[str], dtype: np.typing.DTypeLike):
         self._directory, self._dtype = Path(directory), np.dtype(dtype)
-        self._ends = [0]
+        self._ends = array("q", [0])
         self._file: IO[bytes] | None = None
 
     def __enter__(self) -> RaggedWriter:
@@ -136,7 +137,7 @@ class RaggedWriter:
                 self._header(self._ends[-1])
                 assert self._file.tell() == self._start
         if kind is None:
-            np.save(self._directory / OFFSETS, np.asarray(self._ends, np.int64), allow_pickle=False)
+            np.save(self._directory / OFFSETS, np.frombuffer(self._ends, np.int64), allow_pickle=False)
 
     def _header(self, length: int) -> None:
         assert self._file is not None
