@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import registered
 
 from vixml_jax.data.formats import RawFolder, Record
 from vixml_jax.data.ragged import RaggedWriter
@@ -48,7 +49,7 @@ def features() -> tfds.features.FeaturesDict:
     )
 
 
-with tfds.core.registered.skip_registration():
+with registered.skip_registration():
 
     class XmcBuilder(tfds.core.GeneratorBasedBuilder):
         """Builds the TFDS dataset of a raw folder.
@@ -63,7 +64,7 @@ with tfds.core.registered.skip_registration():
         code_path = None  # nothing is downloaded, so TFDS need not look for checksums beside the code
 
         def __init__(self, *, folder: RawFolder, columns: Path, name: str, **kwargs: Any):
-            self.name = name
+            vars(self)["name"] = name  # TFDS means it to be the class's; ours is known only now
             self._folder, self._columns = folder, columns
             self.counts: dict[str, dict[str, int]] = {}
             self.image_digest = hashlib.sha256()

@@ -50,7 +50,7 @@ class Store:
         if split not in self._records:
             import tensorflow_datasets as tfds  # only a run with pictures pays for it
 
-            builder = tfds.builder_from_directory(os.fspath(self._directory))
+            builder: Any = tfds.builder_from_directory(os.fspath(self._directory))
             self._records[split] = builder.as_data_source(split)
         return self._records[split]
 
