@@ -1,0 +1,212 @@
+"""The command line: `vixml <command> [flags]`.
+
+A command is a module with `define_flags()`, which registers absl flags, and `main() -> int | None`, which
+does the work; its docstring is its help. Modules are imported only when their command is called, so that
+`vixml --help` and `vixml metrics` do not wait for JAX.
+
+Exit codes: 0 success, 2 a user's mistake (one line on standard error says what would be right), 130
+interrupted; a bug keeps its traceback and exits with 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import importlib
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+
+from vixml_jax import __version__
+from vixml_jax.errors import UserError
+
+# Command -> its module, and what it does.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("vixml_jax.demo", "train text-only and with pictures on an embedded catalogue, compare both"),
+    "prepare": (
+        "vixml_jax.prepare",
+        "turn a raw folder into a prepared dataset, with a report of every repair",
+    ),
+    "train": ("vixml_jax.train", "train; run again on the same workdir it resumes"),
+    "eval": ("vixml_jax.evaluate", "embed, retrieve and score the test split with the newest checkpoint"),
+    "embed": ("vixml_jax.embed", "export embeddings of train, test, labels or any JSONL"),
+    "predict": ("vixml_jax.predict", "label new queries: JSONL in, JSONL out"),
+    "metrics": ("vixml_jax.score", "score a prediction file against truth; no model, no accelerator"),
+}
+EXAMPLE = "vixml train --config=configs/demo.py:images=3 --workdir=runs/demo/vixml"
+INTERRUPTED = 130
+BROKEN_PIPE = 141  # what a shell shows for a program that SIGPIPE ended
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit code.
+
+    Args:
+      argv: what follows `vixml`; by default that of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()  # here, so that a reader who has left is noticed here
+        return code
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("vixml: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The interpreter flushes standard output once more as it ends; let that go nowhere.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except OSError as error:
+        # These are the state of the user's disk. A missing file is checked for where it is read, so that
+        # one which turns up here is a bug.
+        kinds = (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+        if error.filename is None or not (isinstance(error, kinds) or error.errno == errno.ENOSPC):
+            raise
+        return _fail(str(UserError((error.strerror or "unusable").lower(), file=error.filename)))
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("--help", "-h", "-help", "help"):
+        if len(arguments) > 1 and arguments[0] == "help":
+            return _dispatch([arguments[1], "--help"])
+        print(_overview())
+        return 0
+    command, *rest = arguments
+    if command == "--version":
+        print(f"vixml {__version__}")
+        return 0
+    if command not in COMMANDS:
+        kind = "flag before the command" if command.startswith("-") else "command"
+        raise UserError(f"unknown {kind} {command!r}", fix=_nearest(command, COMMANDS, "vixml --help"))
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    job = importlib.import_module(COMMANDS[command][0])
+    with _own_flags(job) as own:
+        if any(argument in ("--help", "-h", "-help") for argument in rest):
+            print(_help(job, own))
+            return 0
+        _parse(command, rest, own)
+        return job.main() or 0
+
+
+def _fail(line: str) -> int:
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+    print(f"vixml: error: {line}", file=sys.stderr)
+    return 2
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items())
+    return (
+        "Extreme multi-label classification with text and pictures, in JAX and Flax.\n\n"
+        f"usage: vixml <command> [flags]\n\n{commands}\n\n"
+        f"example: {EXAMPLE}\n\n`vixml <command> --help` shows a command's flags; `vixml --version`."
+    )
+
+
+@contextlib.contextmanager
+def _own_flags(job: ModuleType) -> Iterator[list[str]]:
+    """Registers a job's flags and yields their names; takes them out again, so that runs can follow."""
+    from absl import flags
+
+    before = set(flags.FLAGS)  # those of the libraries that the job has imported
+    try:
+        job.define_flags()
+        yield [name for name in flags.FLAGS if name not in before]
+    finally:
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
+
+
+def _help(job: ModuleType, own: list[str]) -> str:
+    from absl import flags
+
+    lines = []
+    for name in own:
+        flag = flags.FLAGS[name]
+        if flag.boolean:
+            shown = f"--[no]{name}"
+        else:
+            shown = f"--{name}=" + (
+                "FILE[:arg]" if name == "config" else flag.flag_type().upper().split()[-1]
+            )
+        notes = ""
+        if any("other than None" in check.message for check in flag.validators):
+            notes = " (required)"
+        elif flag.default is not None:
+            notes = f" (default: {flag.default_as_str})" if flag.default != "" else ""
+        lines.append((shown, f"{flag.help}{notes}"))
+        if name == "config":
+            lines.append(("--config.SECTION.FIELD=VALUE", "Override of one of the config's fields"))
+    width = max((len(shown) for shown, _ in lines), default=0)
+    table = "\n".join(f"  {shown:<{width}}  {' '.join(text.split())}" for shown, text in lines)
+    return f"{inspect.cleandoc(job.__doc__ or '')}\n\nFlags:\n{table}"
+
+
+def _parse(command: str, arguments: list[str], own: list[str]) -> None:
+    """Parses a command's flags; every way to get them wrong is a UserError."""
+    from absl import flags
+
+    program = f"vixml {command}"
+    seen = sys.argv
+    sys.argv = [program, *arguments]  # config flags look for their overrides there
+    try:
+        left_over = flags.FLAGS(sys.argv)[1:]
+        if "config" in own:
+            _ = flags.FLAGS.config  # a config that could not be loaded says so on first use
+    except flags.UnrecognizedFlagError as error:
+        raise _unknown_flag(command, error.flagname, own) from None
+    except flags.IllegalFlagValueError as error:
+        raise _illegal_value(command, str(error)) from None
+    except flags.Error as error:
+        raise UserError(str(error), fix=f"see `{program} --help`") from None
+    except Exception as error:
+        if "config" not in own:
+            raise
+        from vixml_jax import config_errors
+
+        raise config_errors.explained(error, arguments) from None
+    finally:
+        sys.argv = seen
+    if left_over:
+        raise UserError(f"unexpected {left_over[0]!r}", fix=f"flags are --name=value; see `{program} --help`")
+
+
+def _unknown_flag(command: str, name: str, own: list[str]) -> UserError:
+    head, dot, _ = name.partition(".")
+    if dot and head == "config" and head in own:
+        return UserError(f"--{name} without a config", fix="give --config=FILE as well")
+    known = [f"--{flag}" for flag in own]
+    return UserError(f"unknown flag --{name}", fix=_nearest(f"--{head}", known, f"vixml {command} --help"))
+
+
+def _illegal_value(command: str, message: str) -> UserError:
+    """Rewords absl's "flag --name=value: reason"."""
+    from absl import flags
+
+    assignment, _, reason = message.removeprefix("flag ").partition(": ")
+    name = assignment.removeprefix("--").partition("=")[0]
+    if "other than None" in reason:
+        return UserError(f"{command} needs --{name}", fix=f"see `vixml {command} --help`")
+    if name in flags.FLAGS and ("invalid literal" in reason or "could not convert" in reason):
+        kind = {"int": "a whole number", "float": "a number"}.get(flags.FLAGS[name].flag_type())
+        if kind:
+            return UserError(f"{assignment} is not {kind}")
+    return UserError(f"{assignment}: {reason}", fix=f"see `vixml {command} --help`")
+
+
+def _nearest(name: str, known: Sequence[str] | dict[str, tuple[str, str]], help_command: str) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"see `{help_command}`"
+
+
+if __name__ == "__main__":
+    sys.exit(run())
