@@ -57,16 +57,7 @@ def triplet(
       The mean over all rows; a row without a positive, or without a negative, counts as 0.
     """
     similarities_QL, positive_QL = _prepare(similarities_QL, targets_QL)
-    drawn_QL = _draw_positive(positive_QL, key)
-    ids_QK, valid_QK = _hardest_negatives(similarities_QL, positive_QL, k)
-    valid_QK &= positive_QL.any(axis=1, keepdims=True)
-
-    negative_QK = _take(similarities_QL, ids_QK, valid_QK)
-    gap_QK = negative_QK - _pick(similarities_QL, drawn_QL)[:, None]
-    margin_QK = jax.lax.stop_gradient(jnp.clip(jnp.abs(gap_QK), margin_min, margin_max))
-    violation_QK = jnp.where(valid_QK, jax.nn.relu(gap_QK + margin_QK), 0)
-    weights_QK = _masked_softmax(negative_QK / temperature, violation_QK > 0)
-    return jnp.sum(weights_QK * violation_QK, axis=1).mean()
+    return _triplet(similarities_QL, positive_QL, key, k, margin_min, margin_max, temperature)
 
 
 def ngame(
@@ -127,13 +118,13 @@ def prime(
       reg_margin: margin of the regulariser.
     """
     keys = [None] * 4 if key is None else list(jax.random.split(key, 4))
-    settings = {"k": k, "margin_min": margin_min, "margin_max": margin_max, "temperature": temperature}
+    settings = (k, margin_min, margin_max, temperature)
     text_QL, positive_QL = _prepare(similarities_QL, targets_QL)
     prototype_QL, _ = _prepare(prototype_similarities_QL, targets_QL)
     triplets = (
-        triplet(prototype_QL, positive_QL, key=keys[0], **settings)
-        + triplet(text_QL, positive_QL, key=keys[1], **settings)
-        + triplet(text_QL.T, positive_QL.T, key=keys[2], **settings)
+        _triplet(prototype_QL, positive_QL, keys[0], *settings)
+        + _triplet(text_QL, positive_QL, keys[1], *settings)
+        + _triplet(text_QL.T, positive_QL.T, keys[2], *settings)
     )
 
     drawn_QL = _draw_positive(positive_QL, keys[3])
@@ -237,6 +228,28 @@ def violation_rate(
     return violates_QK.sum().astype(jnp.float32) / jnp.maximum(valid_QK.sum(), 1)
 
 
+def _triplet(
+    similarities_QL: Array,
+    positive_QL: Array,
+    key: Array | None,
+    k: int,
+    margin_min: float,
+    margin_max: float,
+    temperature: float,
+) -> Array:
+    """`triplet` of prepared arguments."""
+    drawn_QL = _draw_positive(positive_QL, key)
+    ids_QK, valid_QK = _hardest_negatives(similarities_QL, positive_QL, k)
+    valid_QK &= positive_QL.any(axis=1, keepdims=True)
+
+    negative_QK = _take(similarities_QL, ids_QK, valid_QK)
+    gap_QK = negative_QK - _pick(similarities_QL, drawn_QL)[:, None]
+    margin_QK = jax.lax.stop_gradient(jnp.clip(jnp.abs(gap_QK), margin_min, margin_max))
+    violation_QK = jnp.where(valid_QK, jax.nn.relu(gap_QK + margin_QK), 0)
+    weights_QK = _masked_softmax(negative_QK / temperature, violation_QK > 0)
+    return jnp.sum(weights_QK * violation_QK, axis=1).mean()
+
+
 def _prepare(similarities_QL: Array, targets_QL: Array) -> tuple[Array, Array]:
     """Returns the similarities in at least float32, and the targets as bool."""
     similarities_QL, targets_QL = jnp.asarray(similarities_QL), jnp.asarray(targets_QL)
@@ -244,7 +257,10 @@ def _prepare(similarities_QL: Array, targets_QL: Array) -> tuple[Array, Array]:
         raise ValueError(
             f"similarities {similarities_QL.shape} and targets {targets_QL.shape} must have one shape [Q, L]"
         )
-    return similarities_QL.astype(jnp.promote_types(similarities_QL.dtype, jnp.float32)), targets_QL > 0
+    # The barrier keeps XLA from folding running counts of targets that are known when it compiles, which
+    # takes it minutes at 2048 x 2048.
+    positive_QL = jax.lax.optimization_barrier(targets_QL > 0)
+    return similarities_QL.astype(jnp.promote_types(similarities_QL.dtype, jnp.float32)), positive_QL
 
 
 def _draw_positive(positive_QL: Array, key: Array | None) -> Array:
