@@ -157,11 +157,13 @@ def _parse(command: str, arguments: list[str], own: list[str]) -> None:
 
     program = f"vixml {command}"
     seen = sys.argv
-    sys.argv = [program, *arguments]  # config flags look for their overrides there
+    # Config flags look for their overrides in sys.argv, and want to stand before them.
+    sys.argv = [program, *_config_first(arguments)]
     try:
         left_over = flags.FLAGS(sys.argv)[1:]
         if "config" in own:
-            _ = flags.FLAGS.config  # a config that could not be loaded says so on first use
+            # A config whose file could not be opened says so only when it is used.
+            getattr(flags.FLAGS.config, "is_locked", None)
     except flags.UnrecognizedFlagError as error:
         raise _unknown_flag(command, error.flagname, own) from None
     except flags.IllegalFlagValueError as error:
@@ -178,6 +180,14 @@ def _parse(command: str, arguments: list[str], own: list[str]) -> None:
         sys.argv = seen
     if left_over:
         raise UserError(f"unexpected {left_over[0]!r}", fix=f"flags are --name=value; see `{program} --help`")
+
+
+def _config_first(arguments: list[str]) -> list[str]:
+    for i, argument in enumerate(arguments):
+        if argument.lstrip("-").startswith("config=") or argument in ("--config", "-config"):
+            stop = i + 1 if "=" in argument else i + 2
+            return arguments[i:stop] + arguments[:i] + arguments[stop:]
+    return arguments
 
 
 def _unknown_flag(command: str, name: str, own: list[str]) -> UserError:

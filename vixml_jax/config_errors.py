@@ -45,7 +45,8 @@ def explained(error: Exception, arguments: Sequence[str]) -> Exception:
     if "get_config" in str(error):
         return UserError("has no function get_config", file=path, fix="define get_config(arg='')")
     if isinstance(error, (AttributeError, KeyError, TypeError)):
-        return unknown_field(arguments, flags.FLAGS["config"].parser.parse(value)) or error
+        config = flags.FLAGS["config"].parser.parse(value)
+        return (unknown_field(arguments, config) if isinstance(config, ConfigDict) else None) or error
     return error
 
 

@@ -15,6 +15,8 @@ from vixml_jax.errors import UserError
 
 # Predictions ranked at a time: bounds the working memory to some tens of MB.
 BLOCK_ENTRIES = 1 << 20
+# Rows are laid side by side as long as that takes at most this many times their entries.
+MOST_PADDING = 4
 
 
 class Hits(NamedTuple):
@@ -63,12 +65,11 @@ def find_hits(predictions: Any, truth: Any, filter_pairs: np.ndarray | None = No
             kept = np.ones(len(keys), bool)
             kept[filtered] = False
             rows, labels, scores, relevant = rows[kept], labels[kept], scores[kept], relevant[kept]
-        # Entries stand by rising label and lexsort is stable: of equal scores the lower label comes first.
-        order = np.lexsort((-scores, rows))
+        counts = np.bincount(rows - start, minlength=stop - start)
+        order = _by_score(scores, counts)
         ranked = np.flatnonzero(relevant[order])
         hit_rows = rows[order[ranked]]
-        first_of_row = np.cumsum(np.bincount(rows - start, minlength=stop - start + 1))
-        before = np.concatenate(([0], first_of_row))[hit_rows - start]
+        before = (np.cumsum(counts) - counts)[hit_rows - start]
         found.append(Hits(hit_rows, labels[order[ranked]], ranked - before))
     return Hits(*(np.concatenate([part[i] for part in found]) for i in range(3)))
 
@@ -80,7 +81,7 @@ def best_ranking(truth: Any, weights_L: np.ndarray, depth: int) -> Hits:
         labels = truth.indices[truth.indptr[start] : truth.indptr[stop]].astype(np.int64)
         counts = np.diff(truth.indptr[start : stop + 1])
         rows = np.repeat(np.arange(start, stop), counts)
-        order = np.lexsort((-weights_L[labels], rows))
+        order = _by_score(weights_L[labels], counts)
         ranks = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
         kept = ranks < depth
         found.append(Hits(rows[kept], labels[order][kept], ranks[kept]))
@@ -136,13 +137,36 @@ def _entries(predictions: Any, start: int, stop: int) -> tuple[np.ndarray, np.nd
         raise UserError(f"a score of row {row} (zero-based) is not a number", fix="drop that prediction")
     same_row = rows[1:] == rows[:-1]
     if (same_row & (labels[1:] <= labels[:-1])).any():
-        # Of a label that stands twice in a row the higher score comes first, and stays.
-        order = np.lexsort((-scores, labels, rows))
-        rows, labels, scores = rows[order], labels[order], scores[order]
-        kept = np.ones(len(rows), bool)
-        kept[1:] = (rows[1:] != rows[:-1]) | (labels[1:] != labels[:-1])
-        rows, labels, scores = rows[kept], labels[kept], scores[kept]
+        order = _by_score(-labels.astype(np.float64), np.bincount(rows - start, minlength=stop - start))
+        labels, scores = labels[order], scores[order]
+        if (same_row & (labels[1:] == labels[:-1])).any():
+            # Of a label that stands twice in a row the higher score comes first, and stays.
+            order = np.lexsort((-scores, labels, rows))
+            labels, scores = labels[order], scores[order]
+            kept = np.ones(len(rows), bool)
+            kept[1:] = ~same_row | (labels[1:] != labels[:-1])
+            rows, labels, scores = rows[kept], labels[kept], scores[kept]
     return rows, labels, scores
+
+
+def _by_score(scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Sorts each run of `counts` [R] entries by falling score; equal scores stay as they stand.
+
+    Returns:
+      int64 [E], the entry that comes at each place.
+    """
+    if not len(scores):
+        return np.zeros(0, np.int64)
+    width = int(counts.max())
+    if len(counts) * width > MOST_PADDING * len(scores):
+        return np.lexsort((-scores, np.repeat(np.arange(len(counts)), counts)))
+    # Rows of about one length: sorting them side by side is ten times faster than all in one.
+    filled_RK = np.arange(width) < counts[:, None]
+    scores_RK = np.full(filled_RK.shape, np.inf, scores.dtype)
+    scores_RK[filled_RK] = -scores
+    order_RK = np.argsort(scores_RK, axis=1, kind="stable")  # padding stands last, and so stays last
+    order_RK += (np.cumsum(counts) - counts)[:, None]
+    return order_RK[filled_RK]
 
 
 def _positions(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
