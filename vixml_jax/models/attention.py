@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vixml_jax.models.layers import Linear
+from vixml_jax.models.layers import Linear, einsum
 
 # Finite, so that a slot that may attend to nothing (padding) yields numbers instead of NaN.
 MASKED = -1e30
@@ -76,7 +76,7 @@ def attend(
     k_BGSd, v_BGSd = jnp.swapaxes(k_BSGd, 1, 2), jnp.swapaxes(v_BSGd, 1, 2)
     if G != H:  # the heads that share a key become more query slots: still one batched matmul
         q_BHTd = q_BHTd.reshape(B, G, (H // G) * T, d)
-    scores = jnp.einsum("bhtd,bhsd->bhts", q_BHTd, k_BGSd, preferred_element_type=jnp.float32)
+    scores = einsum("bhtd,bhsd->bhts", q_BHTd, k_BGSd, jnp.float32)
     scores_BHTS = scores.reshape(B, H, T, -1)
     if mask_B1TS is not None:
         scores_BHTS = jnp.where(mask_B1TS, scores_BHTS, MASKED)
@@ -84,7 +84,7 @@ def attend(
     if drop is not None:
         weights_BHTS = drop(weights_BHTS)
     weights = weights_BHTS.astype(v_BSGd.dtype).reshape(scores.shape)
-    out = jnp.einsum("bhts,bhsd->bhtd", weights, v_BGSd)
+    out = einsum("bhts,bhsd->bhtd", weights, v_BGSd)
     return jnp.swapaxes(out.reshape(B, H, T, d), 1, 2)
 
 

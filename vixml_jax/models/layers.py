@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
@@ -25,6 +26,12 @@ Layer = TypeVar("Layer", bound=nnx.Module)
 # Embedding tables are padded to a multiple of this many rows: any power of two up to it can shard them.
 VOCAB_MULTIPLE = 128
 
+# Up to so many layers the loop is unrolled: a step is up to a fifth faster on CPUs, and still compiles fast.
+UNROLLED_LAYERS = 12
+
+# Name under which rematerialisation may keep the output of a linear map.
+LINEAR = "linear"
+
 normal_init: Initializer = nnx.initializers.normal(0.02)  # BERT, Devlin et al. 2019, as released
 
 
@@ -33,6 +40,46 @@ def param(
 ) -> nnx.Param:
     """Makes a parameter with logical axis names, one for each dimension."""
     return nnx.Param(init(rngs.params(), shape, dtype), out_sharding=axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def einsum(subscripts: str, a: jax.Array, b: jax.Array, out_dtype: DTypeLike | None = None) -> jax.Array:
+    """`jnp.einsum` of two operands in the dtype of `a`, accumulated in float32, forwards and backwards.
+
+    Plain differentiation would multiply float32 cotangents with bfloat16 operands, and bfloat16 results are
+    a slow path on CPUs: this way all three products of a linear map take the fast one.
+
+    Args:
+      subscripts: every letter stands in at least two of the three terms; no ellipsis.
+      a: its dtype is that of the products.
+      b: cast to it; its gradient comes in its own dtype, unrounded where that is float32.
+      out_dtype: of the result; None for the dtype of `a`.
+    """
+    product = jnp.einsum(subscripts, a, b.astype(a.dtype), preferred_element_type=jnp.float32)
+    return product.astype(out_dtype or a.dtype)
+
+
+def _einsum_forward(
+    subscripts: str, a: jax.Array, b: jax.Array, out_dtype: DTypeLike | None
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return einsum(subscripts, a, b, out_dtype), (a, b)
+
+
+def _einsum_backward(
+    subscripts: str, out_dtype: DTypeLike | None, operands: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    del out_dtype
+    a, b = operands
+    terms, out = subscripts.split("->")
+    first, second = terms.split(",")
+    g = cotangent.astype(a.dtype)
+    return (
+        einsum(f"{out},{second}->{first}", g, b),
+        einsum(f"{first},{out}->{second}", a, g, b.dtype),
+    )
+
+
+einsum.defvjp(_einsum_forward, _einsum_backward)
 
 
 class Linear(nnx.Module):
@@ -66,7 +113,9 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., in] to [..., out] in the compute dtype."""
-        y = jnp.dot(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        leading = "abc"[: x.ndim - 1]
+        y = einsum(f"{leading}i,io->{leading}o", x.astype(self.dtype), self.kernel[...])
+        y = checkpoint_name(y, LINEAR)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
@@ -282,7 +331,7 @@ def stack_layers(make: Callable[[nnx.Rngs], Layer], num: int, rngs: nnx.Rngs) ->
 # What the backward pass keeps of a layer; None keeps everything.
 _REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(LINEAR),
 }
 
 
@@ -293,9 +342,8 @@ def run_layers(
     *,
     per_layer: Any = None,
     remat: str = "none",
-    unroll: int | bool = 1,
 ) -> jax.Array:
-    """Runs stacked layers one after the other with `jax.lax.scan`.
+    """Runs stacked layers one after the other with `jax.lax.scan`, unrolled where there are few.
 
     Args:
       layers: what `stack_layers` made.
@@ -303,7 +351,6 @@ def run_layers(
       apply: (layer, x_BTD, extra) -> x_BTD.
       per_layer: pytree of arrays with a leading axis "layers", handed to `apply` a layer at a time.
       remat: what the backward pass computes again: "none", "dots" (keeps the outputs of linear maps), "full".
-      unroll: layers in one iteration of the loop; True for all.
 
     Returns:
       Output of the last layer, [B, T, D].
@@ -315,4 +362,6 @@ def run_layers(
 
     if remat != "none":
         body = jax.checkpoint(body, policy=_REMAT_POLICIES[remat], prevent_cse=False)
+    # Unrolled, the compiler would recognise what is computed twice, and keep it after all.
+    unroll = remat == "none" and jax.tree.leaves(layers)[0].shape[0] <= UNROLLED_LAYERS
     return jax.lax.scan(body, x_BTD, (layers, per_layer), unroll=unroll)[0]
