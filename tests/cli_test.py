@@ -227,6 +227,7 @@ def test_mistakes_around_the_config_file(config_job, capsys, tmp_path):
     path.write_text("def get_config(:\n")
     assert fails(capsys, "toy", f"--config={path}").startswith(f"{path}: row 1: not valid Python")
     path.write_text("x = 1\n")
+    sys.modules.pop("config_config")  # else it is loaded over what an earlier command line left
     assert "get_config" in fails(capsys, "toy", f"--config={path}")
     path.write_text("import nothing_of_this_name\n")
     assert fails(capsys, "toy", f"--config={path}").startswith(f"{path}: row 1: ModuleNotFoundError")
