@@ -155,4 +155,12 @@ class Encoder(nnx.Module):
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(token_ids.shape[1], dtype=jnp.int32), token_ids.shape)
         segment_ids = jnp.asarray(mask).astype(jnp.int32)
-        return self.encode(self.embed_tokens(token_ids), segment_ids, jnp.asarray(positions))
+        return _encode_tokens(self, token_ids, segment_ids, jnp.asarray(positions))
+
+
+@jax.jit
+def _encode_tokens(
+    tower: Encoder, token_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array
+) -> jax.Array:
+    """Compiled for callers that are not: without it every call would trace the layers again."""
+    return tower.encode(tower.embed_tokens(token_ids), segment_ids, positions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -174,14 +175,17 @@ def tokenizer_dir(name_or_dir: str) -> Path | None:
 def random_tower(config: Any, *, seed: int = 0, **options: Any) -> Any:
     """Builds a tower with random weights, born sharded. Options as of `make_tower`."""
     with sharding.ensure() as mesh:
-
-        def make() -> Any:
-            return make_tower(config, rngs=nnx.Rngs(seed), **options)
-
-        graphdef, abstract = nnx.get_abstract_model(make, mesh)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        state = jax.jit(lambda: nnx.split(make())[1], out_shardings=shardings)()
+        make = functools.partial(make_tower, config, **options)
+        graphdef, abstract = nnx.get_abstract_model(lambda: make(rngs=nnx.Rngs(0)), mesh)
+        state = _random_state(jax.random.key(seed), config, jnp.dtype(options.get("param_dtype", "float32")))
+        state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, abstract))
         return nnx.merge(graphdef, state)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _random_state(key: jax.Array, config: Any, param_dtype: jnp.dtype) -> nnx.State:
+    """Parameters of a tower, placed by their axis names; compiled once a config, since that takes seconds."""
+    return nnx.split(make_tower(config, rngs=nnx.Rngs(key), param_dtype=param_dtype))[1]
 
 
 def resolve(name_or_dir: str, patterns: tuple[str, ...] = _DOWNLOADED) -> Path:

@@ -42,7 +42,6 @@ def param(
     return nnx.Param(init(rngs.params(), shape, dtype), out_sharding=axes)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def einsum(subscripts: str, a: jax.Array, b: jax.Array, out_dtype: DTypeLike | None = None) -> jax.Array:
     """`jnp.einsum` of two operands in the dtype of `a`, accumulated in float32, forwards and backwards.
 
@@ -55,6 +54,11 @@ def einsum(subscripts: str, a: jax.Array, b: jax.Array, out_dtype: DTypeLike | N
       b: cast to it; its gradient comes in its own dtype, unrounded where that is float32.
       out_dtype: of the result; None for the dtype of `a`.
     """
+    return _einsum(subscripts, a, b, out_dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def _einsum(subscripts: str, a: jax.Array, b: jax.Array, out_dtype: DTypeLike | None) -> jax.Array:
     product = jnp.einsum(subscripts, a, b.astype(a.dtype), preferred_element_type=jnp.float32)
     return product.astype(out_dtype or a.dtype)
 
@@ -62,7 +66,7 @@ def einsum(subscripts: str, a: jax.Array, b: jax.Array, out_dtype: DTypeLike | N
 def _einsum_forward(
     subscripts: str, a: jax.Array, b: jax.Array, out_dtype: DTypeLike | None
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return einsum(subscripts, a, b, out_dtype), (a, b)
+    return _einsum(subscripts, a, b, out_dtype), (a, b)
 
 
 def _einsum_backward(
@@ -74,12 +78,12 @@ def _einsum_backward(
     first, second = terms.split(",")
     g = cotangent.astype(a.dtype)
     return (
-        einsum(f"{out},{second}->{first}", g, b),
-        einsum(f"{first},{out}->{second}", a, g, b.dtype),
+        _einsum(f"{out},{second}->{first}", g, b, None),
+        _einsum(f"{first},{out}->{second}", a, g, b.dtype),
     )
 
 
-einsum.defvjp(_einsum_forward, _einsum_backward)
+_einsum.defvjp(_einsum_forward, _einsum_backward)
 
 
 class Linear(nnx.Module):

@@ -209,7 +209,11 @@ class VisionTower(nnx.Module):
         pixels = jnp.asarray(pixels)
         if pixels.shape[1:] != (size, size, 3):
             raise ValueError(f"pixels of shape {pixels.shape}, but the tower takes [B, {size}, {size}, 3]")
-        x_BTD = self.patch_embedding(patches(pixels, self.config.patch_size))
+        return _embed_pixels(self, pixels)
+
+    def embed(self, pixels_BHWC: jax.Array) -> jax.Array:
+        """Embeds images of the right size: [B, H, W, 3] -> float32 [B, V]."""
+        x_BTD = self.patch_embedding(patches(pixels_BHWC, self.config.patch_size))
         if self.class_token is not None:
             token_B1D = jnp.broadcast_to(
                 self.class_token[...].astype(self.dtype), (x_BTD.shape[0], 1, self.dim)
@@ -227,6 +231,12 @@ class VisionTower(nnx.Module):
             start = int(self.config.class_token)
             x_BD = jnp.mean(x_BTD[:, start:], axis=1) if self.head is None else self.head(x_BTD)
         return x_BD.astype(jnp.float32)
+
+
+@jax.jit
+def _embed_pixels(tower: VisionTower, pixels_BHWC: jax.Array) -> jax.Array:
+    """Compiled for callers that are not: without it every call would trace the layers again."""
+    return tower.embed(pixels_BHWC)
 
 
 def patches(pixels_BHWC: jax.Array, size: int) -> jax.Array:
