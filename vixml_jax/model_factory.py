@@ -113,7 +113,7 @@ def create(
 
 def rebuild(spec: ModelSpec) -> DualEncoder:
     """Builds the model of a `model.json`, its weights to be restored from a checkpoint."""
-    text = hub.build_text_tower(hub.tower_config_from_json(spec.text), dtype=spec.dtype, remat=spec.remat)
+    text = hub.random_tower(hub.tower_config_from_json(spec.text), dtype=spec.dtype, remat=spec.remat)
     return _assemble(spec, text, seed=0)
 
 
@@ -134,6 +134,6 @@ def _assemble(spec: ModelSpec, text: Any, seed: int) -> DualEncoder:
         vectors = free_vectors(spec.num_vectors, text.dim, rngs=rngs)
     if spec.prototype == "prime":
         head = PrimeHead(
-            text.dim, heads=spec.heads, feed_forward=spec.feed_forward, dropout=spec.dropout, rngs=rngs
+            text.dim, num_heads=spec.heads, feed_forward=spec.feed_forward, dropout=spec.dropout, rngs=rngs
         )
     return DualEncoder(tower, head, vectors, learned_logits=spec.learned_logits)

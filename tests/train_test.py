@@ -1,0 +1,169 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from vixml_jax import XmcModel, data, sharding
+from vixml_jax import config as config_lib
+from vixml_jax.errors import UserError
+from vixml_jax.prepare import prepare
+from vixml_jax.train import train
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tiny")
+    prepare(tiny.write_raw(root / "raw", seed=0), root / "dataset", "tiny")
+    return root / "dataset"
+
+
+def losses(workdir):
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {record["step"]: record["train/loss"] for record in records if "train/loss" in record}
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_a_run_learns_and_leaves_what_it_promises(dataset, tmp_path, images):
+    config = tiny.config(dataset, images)
+    config.train.epochs = 12
+    figures = train(config, tmp_path / "run")
+    assert figures == json.loads((tmp_path / "run" / "metrics.json").read_text())
+    chance = 100 * 2 / 30
+    assert figures["P@1"] > 4 * chance
+    for name in ("config.json", "model.json", "predictions.npz", "embeddings/labels.npy", "index", "checkpoints", "events"):
+        assert (tmp_path / "run" / name).exists(), name
+    curve = losses(tmp_path / "run")
+    assert curve[max(curve)] < curve[min(curve)]
+
+
+def test_pictures_tell_what_titles_leave_out(dataset, tmp_path):
+    figures = {}
+    for images in (0, 2):
+        config = tiny.config(dataset, images)
+        config.train.epochs = 25
+        figures[images] = train(config, tmp_path / str(images))
+    assert figures[2]["R@3"] > figures[0]["R@3"]
+
+
+KILLED = """
+    import sys
+    from pathlib import Path
+    sys.path.insert(0, {tests!r})
+    import tiny
+    from vixml_jax import train_step
+    from vixml_jax.train import train
+    train(tiny.config(Path({dataset!r}), images=2), Path({workdir!r}))
+"""
+
+
+def run_until(workdir, dataset, step):
+    """Runs training in a process of its own and kills it once `step` is logged."""
+    code = textwrap.dedent(KILLED).format(
+        tests=os.path.dirname(__file__), dataset=str(dataset), workdir=str(workdir)
+    )
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None:
+        path = workdir / "metrics.jsonl"
+        if step is not None and path.exists() and f'"step": {step},' in path.read_text():
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.01)
+    _, errors = process.communicate()
+    if step is None:
+        assert process.returncode == 0, errors
+
+
+def test_killed_and_continued_is_uninterrupted(dataset, tmp_path):
+    run_until(tmp_path / "whole", dataset, None)
+    run_until(tmp_path / "killed", dataset, 5)  # in the middle of the second epoch of three steps
+    run_until(tmp_path / "killed", dataset, 8)
+    run_until(tmp_path / "killed", dataset, None)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert (whole / "metrics.json").read_text() == (killed / "metrics.json").read_text()
+    assert losses(whole) == losses(killed)
+    np.testing.assert_array_equal(
+        np.load(whole / "embeddings" / "test.npy"), np.load(killed / "embeddings" / "test.npy")
+    )
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+def test_every_mesh_gives_the_same_curve(dataset, tmp_path, sizes):
+    curves = {}
+    for name, (axes, devices) in {"one": ((1, 1, 1), 1), "many": (sizes, 8)}.items():
+        config = tiny.config(dataset, images=2)
+        config.prototype.dropout = 0.0  # its mask follows the sharding
+        config.mesh.data, config.mesh.fsdp, config.mesh.tensor = axes
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax, "devices", lambda count=devices: jax.local_devices()[:count])
+            train(config, tmp_path / name)
+        curves[name] = losses(tmp_path / name)
+    assert curves["one"].keys() == curves["many"].keys()
+    np.testing.assert_allclose(list(curves["one"].values()), list(curves["many"].values()), rtol=2e-4)
+
+
+def test_another_config_does_not_continue_a_run(dataset, tmp_path):
+    config = tiny.config(dataset)
+    config.train.epochs = 1
+    train(config, tmp_path / "run")
+    config.optimizer.lr = 2e-3
+    with pytest.raises(UserError, match=r"optimizer\.lr was 0\.001, is 0\.002"):
+        train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("text.pooling", "max", "mean, last"),
+        ("train.batch_size", 0, "at least 1"),
+        ("train.row_length", 4, "row_length"),
+        ("dataset.dir", "", "vixml prepare"),
+        ("dataset.dir", "nowhere", "nowhere"),
+        ("dataset.fields", ("name",), "title, content"),
+        ("prototype.kind", "none", "prototype.kind"),
+        ("text.checkpoint", "random:nothing", "bert-tiny"),
+    ],
+)
+def test_a_wrong_config_is_one_clear_line(dataset, tmp_path, key, value, message):
+    config = tiny.config(dataset)
+    section, name = key.split(".")
+    config[section][name] = value
+    with pytest.raises(UserError, match=message) as caught:
+        train(config, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_python_face_predicts_as_the_run_evaluated(dataset, tmp_path):
+    config = tiny.config(dataset, images=2)
+    train(config, tmp_path / "run")
+    model = XmcModel.load(tmp_path / "run")
+    test = data.load(dataset).test
+    queries = model.encode_queries(test.texts, [list(pictures) for pictures in test.images])
+    np.testing.assert_allclose(queries, np.load(tmp_path / "run/embeddings/test.npy"), atol=2e-3)
+    np.testing.assert_allclose(np.linalg.norm(queries, axis=1), 1, atol=1e-5)
+    labels = model.encode_labels(data.load(dataset).labels.texts)
+    np.testing.assert_allclose(labels, np.load(tmp_path / "run/embeddings/labels.npy"), atol=1e-5)
+    ids, scores = model.predict(test.texts, [list(pictures) for pictures in test.images], k=4)
+    assert ids.shape == scores.shape == (len(test), 4)
+    assert (np.diff(scores, axis=1) <= 0).all()
+    new = model.encode_labels(["a label nobody has seen"])
+    np.testing.assert_allclose(np.linalg.norm(new, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["triplet", "info_nce", "decoupled_softmax", "sigmoid"])
+@pytest.mark.parametrize("kind", ["prime", "dexa", "none"])
+def test_every_loss_trains_with_every_prototype(dataset, tmp_path, loss, kind):
+    config = tiny.config(dataset)
+    config.loss.name, config.prototype.kind = loss, kind
+    config.train.epochs = 2
+    train(config, tmp_path / "run")
+    curve = losses(tmp_path / "run")
+    assert np.isfinite(list(curve.values())).all()
