@@ -21,7 +21,9 @@ def write_raw(raw: Path, seed: int, num_train: int = 96, num_test: int = 24, ima
     raw.mkdir(parents=True)
     pairs = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]
     labels = [*pairs, *THINGS]
-    _write(raw / "lbl.json.gz", [{"uid": f"l{i}", "title": text, "content": ""} for i, text in enumerate(labels)])
+    _write(
+        raw / "lbl.json.gz", [{"uid": f"l{i}", "title": text, "content": ""} for i, text in enumerate(labels)]
+    )
     for split, count in (("trn", num_train), ("tst", num_test)):
         records, paths = [], ["uid,path"]
         for number in range(count):

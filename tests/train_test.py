@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from vixml_jax import XmcModel, data, sharding
-from vixml_jax import config as config_lib
+from vixml_jax import XmcModel, data
 from vixml_jax.errors import UserError
 from vixml_jax.prepare import prepare
 from vixml_jax.train import train
@@ -38,7 +37,15 @@ def test_a_run_learns_and_leaves_what_it_promises(dataset, tmp_path, images):
     assert figures == json.loads((tmp_path / "run" / "metrics.json").read_text())
     chance = 100 * 2 / 30
     assert figures["P@1"] > 4 * chance
-    for name in ("config.json", "model.json", "predictions.npz", "embeddings/labels.npy", "index", "checkpoints", "events"):
+    for name in (
+        "config.json",
+        "model.json",
+        "predictions.npz",
+        "embeddings/labels.npy",
+        "index",
+        "checkpoints",
+        "events",
+    ):
         assert (tmp_path / "run" / name).exists(), name
     curve = losses(tmp_path / "run")
     assert curve[max(curve)] < curve[min(curve)]
@@ -70,7 +77,9 @@ def run_until(workdir, dataset, step):
         tests=os.path.dirname(__file__), dataset=str(dataset), workdir=str(workdir)
     )
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True
+    )
     while process.poll() is None:
         path = workdir / "metrics.jsonl"
         if step is not None and path.exists() and f'"step": {step},' in path.read_text():

@@ -11,13 +11,14 @@ from pathlib import Path
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from vixml_jax.data.dataset import Split, XmcDataset
-from vixml_jax.data.tokenizer import Tokenizer
 
 from vixml_jax import sharding
 from vixml_jax.data import image_bank, token_bank
+from vixml_jax.data.dataset import Split, XmcDataset
 from vixml_jax.data.items import ItemBank
 from vixml_jax.data.packing import Template
+from vixml_jax.data.pictures import Picture
+from vixml_jax.data.tokenizer import Tokenizer
 from vixml_jax.errors import UserError
 from vixml_jax.models import hub
 
@@ -47,7 +48,9 @@ def tokenizer_for(config: ConfigDict, dataset: XmcDataset, workdir: Path) -> Tok
         texts = [*dataset.labels.text_of(fields), *dataset.train.text_of(fields)]
         tokenizer = Tokenizer.train(texts, config.text.vocab_size)
     else:
-        tokenizer = Tokenizer.load(hub.tokenizer_dir(config.text.checkpoint))
+        directory = hub.tokenizer_dir(config.text.checkpoint)
+        assert directory is not None  # only random presets have none
+        tokenizer = Tokenizer.load(directory)
     tokenizer.save(kept)
     return tokenizer
 
@@ -91,7 +94,7 @@ def item_bank(
 
 
 def picture_bank(
-    config: ConfigDict, images: Sequence[Sequence[bytes]], cache: Path, key: list
+    config: ConfigDict, images: Sequence[Sequence[Picture]], cache: Path, key: list
 ) -> image_bank.ImageBank:
     """Reads the frozen vision tower's embeddings of `images` from `cache`, or computes them."""
     name = config.vision.checkpoint
@@ -107,9 +110,22 @@ def picture_bank(
     )
 
 
+def pictures_in_memory(config: ConfigDict, images: Sequence[Sequence[Picture]]) -> image_bank.ImageBank:
+    """Embeds the pictures of new items: paths, bytes or PIL images; what cannot be read counts as missing."""
+    vision = hub.vision_config(config.vision.checkpoint)
+    used = [item[: config.vision.images] for item in images]
+    return image_bank.build(
+        used,
+        vision_embedder(config.vision.checkpoint),
+        preprocessing=vision.preprocessing,
+        dim=vision.dim,
+        batch_size=config.vision.batch_size,
+    )
+
+
 @functools.lru_cache(maxsize=1)
 def vision_embedder(name: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns a function from pixels [B, H, W, 3] to float32 embeddings [B, V]; loads the tower at first use."""
+    """Returns pixels [B, H, W, 3] -> float32 embeddings [B, V]; the tower is loaded at first use."""
 
     @functools.cache
     def load() -> Callable[[np.ndarray], jax.Array]:

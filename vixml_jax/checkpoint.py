@@ -35,7 +35,7 @@ class Checkpointer:
         )
 
     def save(self, state: TrainState, step: int) -> None:
-        """Starts writing `state`; returns before it is on disk. A step that is already saved is left alone."""
+        """Starts writing `state`, and returns before it is on disk. A step that is saved is left alone."""
         if self.latest_step() == step:
             return
         training = {"step": state.step, "opt_state": state.opt_state}

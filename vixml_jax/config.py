@@ -40,7 +40,7 @@ def base() -> ConfigDict:
     dataset.holdout = 0.0  # share of the training queries set aside and used as the test split, for choices
     dataset.max_train = 0  # use only the first n training queries; 0 = all
     dataset.max_test = 0  # the same for test queries
-    dataset.demo_queries = 0  # if `dir` is not there, draw the embedded catalogue with n training queries into it
+    dataset.demo_queries = 0  # training queries of the embedded catalogue, drawn where `dir` is not there
     dataset.cache_dir = ""  # where token and image banks go; "" = beside the dataset
 
     config.text = text = ConfigDict()

@@ -37,7 +37,10 @@ def main() -> int:
     for name, images in RUNS.items():
         config = get_config(images=images, smoke=flags.FLAGS.smoke)
         config.dataset.dir = str(workdir / "dataset")
-        print(f"--- {name}: {'titles and up to ' + str(images) + ' pictures' if images else 'titles alone'}", flush=True)
+        print(
+            f"--- {name}: {'titles and up to ' + str(images) + ' pictures' if images else 'titles alone'}",
+            flush=True,
+        )
         figures[name] = train(config, workdir / name)
     write_report([workdir / name for name in RUNS], workdir / "report.html", "The demo catalogue")
     print()

@@ -17,12 +17,12 @@ import numpy as np
 import scipy.sparse
 from absl import flags
 from flax import nnx
-from vixml_jax.retrieval.index import Index
 
 from vixml_jax import config as config_lib
 from vixml_jax import distributed, files, metrics, retrieval, sharding
 from vixml_jax import run as run_lib
 from vixml_jax.errors import UserError
+from vixml_jax.retrieval.index import Index
 from vixml_jax.run import Run
 from vixml_jax.train_state import Tables
 from vixml_jax.types import Predictions

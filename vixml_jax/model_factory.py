@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
-from vixml_jax.models.prototypes import PrimeHead, free_vectors
-from vixml_jax.models.two_tower import TwoTower, image_projection, standardised_projection
 
 from vixml_jax import sharding
 from vixml_jax.models import hub
 from vixml_jax.models.dual_encoder import DualEncoder
+from vixml_jax.models.prototypes import PrimeHead, free_vectors
+from vixml_jax.models.two_tower import TwoTower, image_projection, standardised_projection
 from vixml_jax.train_state import TABLE_ROWS_MULTIPLE
 
 
@@ -134,6 +134,6 @@ def _assemble(spec: ModelSpec, text: Any, seed: int) -> DualEncoder:
         vectors = free_vectors(spec.num_vectors, text.dim, rngs=rngs)
     if spec.prototype == "prime":
         head = PrimeHead(
-            text.dim, num_heads=spec.heads, feed_forward=spec.feed_forward, dropout=spec.dropout, rngs=rngs
+            text.dim, heads=spec.heads, feed_forward=spec.feed_forward, dropout=spec.dropout, rngs=rngs
         )
     return DualEncoder(tower, head, vectors, learned_logits=spec.learned_logits)

@@ -20,20 +20,18 @@ from typing import IO, Any
 
 import numpy as np
 from absl import flags
-from PIL import Image
-from vixml_jax.retrieval.index import Index
 
 from vixml_jax import banks as banks_lib
 from vixml_jax import data, files, retrieval, sharding
 from vixml_jax import run as run_lib
 from vixml_jax.data.items import ItemBank
 from vixml_jax.data.packing import Template
+from vixml_jax.data.pictures import Picture
 from vixml_jax.data.ragged import Ragged
 from vixml_jax.embedding import Embedder, normalized
 from vixml_jax.errors import UserError
+from vixml_jax.retrieval.index import Index
 from vixml_jax.run import TrainedModel
-
-Picture = str | os.PathLike[str] | bytes | Image.Image
 
 # Queries embedded and searched together: bounds memory whatever the input's length.
 QUERIES_PER_CHUNK = 4096

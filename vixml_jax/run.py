@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from vixml_jax.centroids import label_centroids
-from vixml_jax.data.dataset import XmcDataset, holdout
-from vixml_jax.data.tokenizer import Tokenizer
 
 from vixml_jax import banks as banks_lib
 from vixml_jax import config as config_lib
 from vixml_jax import data, files, model_factory
 from vixml_jax.banks import Banks
+from vixml_jax.centroids import label_centroids
 from vixml_jax.checkpoint import Checkpointer
+from vixml_jax.data.dataset import XmcDataset, holdout, subset
+from vixml_jax.data.image_bank import ImageBank
 from vixml_jax.data.packing import Template
+from vixml_jax.data.tokenizer import Tokenizer
 from vixml_jax.embedding import Embedder
 from vixml_jax.errors import UserError
 from vixml_jax.model_factory import ModelSpec
 from vixml_jax.models.dual_encoder import DualEncoder
 from vixml_jax.train_state import Tables, row_table
 
-# Pictures that the image projection's start is fitted to.
+# About so many pictures the image projection's start is fitted to.
 PROJECTION_SAMPLE = 4096
 
 
@@ -70,11 +72,25 @@ class Run:
 
 
 def open_dataset(config: ConfigDict) -> XmcDataset:
-    """Loads the config's dataset; with `dataset.holdout` its test split is a share of the training queries."""
+    """Loads the config's dataset; with `dataset.holdout` its test split is a share of the training queries.
+
+    Raises:
+      UserError: if it is not there, or a split is empty.
+    """
     dataset = data.load(config.dataset.dir)
     if config.dataset.holdout:
         dataset = holdout(dataset, config.dataset.holdout, seed=0)
-    return dataset
+    firsts = {}
+    for split in ("train", "test"):
+        size, most = len(getattr(dataset, split)), config.dataset[f"max_{split}"]
+        if not size:
+            raise UserError(
+                f"has no {split} queries",
+                file=config.dataset.dir,
+                fix="set training queries aside with --config.dataset.holdout=0.1",
+            )
+        firsts[f"{split}_rows"] = np.arange(most) if 0 < most < size else None
+    return subset(dataset, **firsts)
 
 
 def start(config: ConfigDict, dataset: XmcDataset, workdir: Path, mesh: Mesh) -> tuple[Run, nnx.State]:
@@ -87,9 +103,13 @@ def start(config: ConfigDict, dataset: XmcDataset, workdir: Path, mesh: Mesh) ->
     banks = banks_lib.build(config, dataset, tokenizer, Template())
     features = None
     if banks.train.images is not None and banks.labels.images is not None:
-        features = np.concatenate([banks.train.images.rows, banks.labels.images.rows])
-        rng = np.random.default_rng(config.train.seed)
-        features = np.asarray(features[rng.permutation(len(features))[:PROJECTION_SAMPLE]], np.float32)
+        features = _feature_sample([banks.train.images, banks.labels.images], config.train.seed)
+        if len(features) < 2:
+            raise UserError(
+                f"config.vision.images={config.vision.images}, but the dataset has no pictures",
+                file=config.dataset.dir,
+                fix="give --config.vision.images=0",
+            )
     model, spec = model_factory.create(
         config,
         vocab_size=tokenizer.vocab_size,
@@ -114,7 +134,7 @@ def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> tuple[Run, nnx.State,
     dataset = open_dataset(config)
     if (len(dataset.labels), len(dataset.train)) != (model.spec.num_labels, model.spec.num_queries):
         raise UserError(
-            f"the dataset has {len(dataset.labels)} labels and {len(dataset.train)} training queries, the run "
+            f"has {len(dataset.labels)} labels and {len(dataset.train)} training queries, but the run "
             f"was trained on {model.spec.num_labels} and {model.spec.num_queries}",
             file=config.dataset.dir,
             fix="give the dataset that it was trained on",
@@ -167,6 +187,18 @@ def empty_tables(spec: ModelSpec, mesh: Mesh) -> Tables:
         query_embeddings=row_table(np.zeros((spec.num_queries, spec.dim), np.float32), mesh),
         query_clusters=row_table(np.zeros(spec.num_queries, np.int32), mesh),
     )
+
+
+def _feature_sample(banks: list[ImageBank], seed: int) -> np.ndarray:
+    """Returns the embeddings of some pictures, float32 [n, V], each bank giving in proportion to its size."""
+    rng = np.random.default_rng(seed)
+    total = sum(len(bank.rows) for bank in banks)
+    share = min(1.0, PROJECTION_SAMPLE / max(total, 1))
+    parts = []
+    for bank in banks:
+        chosen = rng.choice(len(bank.rows), math.ceil(share * len(bank.rows)), replace=False)
+        parts.append(np.asarray(bank.rows[np.sort(chosen)], np.float32))
+    return np.concatenate(parts)
 
 
 def _embedder(config: ConfigDict, graphdef: nnx.GraphDef[DualEncoder], mesh: Mesh) -> Embedder:

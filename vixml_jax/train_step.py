@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from vixml_jax.models.two_tower import l2_normalize
 
 from vixml_jax import losses
 from vixml_jax.models.dual_encoder import DualEncoder
+from vixml_jax.models.two_tower import l2_normalize
 from vixml_jax.train_state import TrainState, shardings_of
 from vixml_jax.types import Batch
 

@@ -20,7 +20,7 @@ from vixml_jax.data import label_matrix, packing
 from vixml_jax.data.items import ItemBank
 from vixml_jax.types import Batch, PackedTokens
 
-# Row and image counts are rounded up to this share of a usual batch, so that the step compiles for few shapes.
+# Row and image counts are rounded up to this share of a usual batch: the step compiles for few shapes.
 BUCKET_SHARE = 1 / 16
 
 
@@ -85,7 +85,9 @@ class EpochSource:
         rng = np.random.default_rng((self._seed, self._epoch, index))
         label_ids = label_matrix.sample_positives(data.targets, rows, data.positives, data.propensities, rng)
         targets = label_matrix.relevance(data.targets, rows, label_ids)
-        label_ids = np.maximum(label_ids, 0)  # a query without positives has an empty slot: no 1 in its column
+        label_ids = np.maximum(
+            label_ids, 0
+        )  # a query without positives has an empty slot: no 1 in its column
         sequences = packing.concatenate(data.queries.take(rows), data.labels.take(label_ids))
         tokens = packing.pack(
             sequences, data.row_length, row_multiple=self._row_multiple, image_multiple=self._image_multiple
@@ -99,7 +101,14 @@ def num_batches(num_queries: int, batch_size: int) -> int:
 
 
 def train_batches(
-    data: TrainingData, order: np.ndarray, batch_size: int, mesh: Mesh, *, seed: int, epoch: int, start: int = 0
+    data: TrainingData,
+    order: np.ndarray,
+    batch_size: int,
+    mesh: Mesh,
+    *,
+    seed: int,
+    epoch: int,
+    start: int = 0,
 ) -> Iterator[Batch]:
     """Yields the epoch's batches from number `start` on, placed on the mesh."""
     rows, images = usual_size(data, batch_size)
@@ -132,9 +141,7 @@ def encoding_batches(
     for start in range(0, len(rows), items_per_call):
         chosen = rows[start : start + items_per_call]
         sequences = bank.take(np.resize(chosen, items_per_call))
-        tokens = packing.pack(
-            sequences, row_length, row_multiple=row_multiple, image_multiple=image_multiple
-        )
+        tokens = packing.pack(sequences, row_length, row_multiple=row_multiple, image_multiple=image_multiple)
         yield chosen, place_tokens(tokens, mesh)
 
 
@@ -151,7 +158,7 @@ def bucket(usual: float, multiple: int = 1) -> int:
 
 
 def place(batch: Batch, mesh: Mesh) -> Batch:
-    """Puts a host batch on the mesh: packed rows, queries and rows of the target matrix split over the devices."""
+    """Puts a host batch on the mesh; packed rows, queries and rows of the targets are split."""
     rows = sharding.rows(mesh)
     return Batch(
         tokens=place_tokens(batch.tokens, mesh),
