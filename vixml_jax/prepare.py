@@ -11,6 +11,7 @@ Examples:
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,22 @@ def prepare(
     except OSError as error:
         raise UserError(f"cannot be used ({error.strerror or error})", file=error.filename or out) from error
     return {**meta, "problems": report["problems"], "notes": report["notes"], "unchanged": False}
+
+
+def prepare_demo(out: str | os.PathLike[str], num_train: int) -> None:
+    """Draws the embedded catalogue and makes `out` its prepared dataset; an `out` that is one already is kept.
+
+    Args:
+      out: becomes the dataset.
+      num_train: training queries of the catalogue.
+    """
+    if dataset_lib.is_prepared(out):
+        return
+    from vixml_jax import demo_catalogue
+
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=Path(out).parent, prefix=".catalogue.") as raw:
+        prepare(demo_catalogue.write_raw(Path(raw) / "raw", num_train), out, "demo_catalogue")
 
 
 def table(report: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ from vixml_jax import run as run_lib
 from vixml_jax.checkpoint import Checkpointer
 from vixml_jax.data.pipeline import TrainingData, num_batches, train_batches
 from vixml_jax.errors import UserError
+from vixml_jax.prepare import prepare_demo
 from vixml_jax.progress import Progress
 from vixml_jax.run import Run
 from vixml_jax.tracking import Tracker
@@ -53,6 +54,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
     config_lib.validate(config)
     distributed.initialize()
     workdir = begin(config, workdir)
+    if config.dataset.demo_queries:
+        prepare_demo(config.dataset.dir, config.dataset.demo_queries)
     dataset = run_lib.open_dataset(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_batch_size(config.train.batch_size, mesh)
