@@ -98,7 +98,7 @@ def prepare(
 
 
 def prepare_demo(out: str | os.PathLike[str], num_train: int) -> None:
-    """Draws the embedded catalogue and makes `out` its prepared dataset; an `out` that is one already is kept.
+    """Draws the embedded catalogue and makes `out` its prepared dataset, unless `out` is one already.
 
     Args:
       out: becomes the dataset.

@@ -114,7 +114,7 @@ def compile_step(
         gathered = tables.query_embeddings.at[batch.query_rows].set(queries_QE.astype(jnp.float32))
         figures = {
             "train/loss": value,
-            "train/grad_norm": optax.global_norm(grads),
+            "train/grad_norm": optax.tree.norm(grads),
             "train/violators": losses.violation_rate(similarities_QL, batch.targets),
         }
         state = TrainState(

@@ -14,7 +14,7 @@ TEXTS = [
     "a blue kettle",
     "",
     "Ölbild naïve",
-    "kettle kettle kettle kettle kettle",
+    "kettle " * 5,
     "👢 boot",
 ]
 
