@@ -21,7 +21,7 @@ from vixml_jax.data.items import ItemBank
 from vixml_jax.types import Batch, PackedTokens
 
 # Row and image counts are rounded up to this share of a usual batch: the step compiles for few shapes.
-BUCKET_SHARE = 1 / 16
+BUCKET_SHARE = 1 / 8
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """A catalogue of products, drawn from nothing: a dataset to try everything on, without a download.
 
-The task is that of shops' product-to-product retrieval: a query is a product's title, labels are other products
-and shoppers' phrases related to it, and most on both sides have pictures. What is relevant depends on what the
-title says (series, kind of thing) and on what only the picture shows (colour, pattern); `products` says how.
+The task is that of shops' product-to-product retrieval: a query is a product's title, labels are other
+products and shoppers' phrases related to it, and most on both sides have pictures. What is relevant depends
+on what the title says (series, kind of thing) and on what only the picture shows (colour, pattern);
+`products` says how.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ TEST_SHARE = 0.25
 def write_raw(directory: str | os.PathLike[str], num_train: int, seed: int = 0) -> Path:
     """Writes the catalogue as a raw folder in the layout of the Extreme Classification Repository.
 
-    The folder is what `vixml_jax.prepare.prepare` takes. The same `num_train` and `seed` give the same bytes in
-    every file.
+    The folder is what `vixml_jax.prepare.prepare` takes. The same `num_train` and `seed` give the same bytes
+    in every file.
 
     Args:
       directory: becomes the raw folder; appears only once it is complete, and replaces an earlier one.
@@ -49,7 +50,9 @@ def write_raw(directory: str | os.PathLike[str], num_train: int, seed: int = 0) 
     if num_train < 1:
         raise UserError(f"{num_train} training queries", fix="give at least 1")
     if directory.exists() and not _replaceable(directory):
-        raise UserError("holds something else than a raw folder", file=directory, fix="give another directory")
+        raise UserError(
+            "holds something else than a raw folder", file=directory, fix="give another directory"
+        )
     catalogue = products.make(num_train, max(1, round(TEST_SHARE * num_train)), seed)
     with files.atomic_dir(directory) as folder:
         (folder / "images").mkdir()
@@ -86,26 +89,34 @@ def _write_images(
     """Draws the pictures of a split and lists them; `drawn` holds what all splits have drawn so far."""
     wanted = [(row, view) for row, item in enumerate(items) for view in range(item.images)]
 
-    def one(place: tuple[int, int], attempt: int = 0) -> bytes:
+    def draw(place: tuple[int, int], attempt: int = 0) -> bytes:
         row, view = place
         finish = items[row].finish
         assert finish is not None  # phrases have no pictures
         rng = np.random.default_rng((*key, row, view, attempt))
         return drawing.draw(items[row].thing, finish.colour, finish.pattern, view, rng)
 
-    listing = io.StringIO()
-    table = csv.writer(listing, lineterminator="\n")
-    table.writerow(("uid", "path"))
-    # Pillow draws outside Python's lock; each picture has its own key, so that their order plays no part.
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for place, picture in zip(wanted, pool.map(one, wanted), strict=True):
+    def look(place: tuple[int, int]) -> tuple:
+        item = items[place[0]]
+        return item.thing, item.finish, place
+
+    # Products that look alike one after the other: the art they are taken from is kept for a while only.
+    # Each picture has its own key, so that their order plays no part in what they show.
+    in_turn = sorted(wanted, key=look)
+    with ThreadPoolExecutor(2) as pool:  # much of Pillow's work is done outside Python's lock
+        for place, picture in zip(in_turn, pool.map(draw, in_turn), strict=True):
             attempt = 0
             while (digest := hashlib.sha256(picture).digest()) in drawn:  # no picture lies in two places
                 attempt += 1
-                picture = one(place, attempt)
+                picture = draw(place, attempt)
             drawn.add(digest)
-            row, view = place
-            path = f"images/{short}-{row:06d}-{view + 1}.png"
-            (folder / path).write_bytes(picture)
-            table.writerow((items[row].uid, path))
+            (folder / _path(short, *place)).write_bytes(picture)
+    listing = io.StringIO()
+    table = csv.writer(listing, lineterminator="\n")
+    table.writerow(("uid", "path"))
+    table.writerows((items[row].uid, _path(short, row, view)) for row, view in wanted)
     (folder / f"img_paths.{short}.csv").write_text(listing.getvalue(), encoding="ascii", newline="\n")
+
+
+def _path(short: str, row: int, view: int) -> str:
+    return f"images/{short}-{row:06d}-{view + 1}.png"

@@ -1,7 +1,7 @@
 """Pictures of products: a flat icon in one colour, carrying a pattern, seen from slightly different sides.
 
-Colour fills most of a picture and a pattern repeats about every eight pixels, so that a vision tower that sees
-patches of eight pixels and was never trained can tell both apart.
+Colour fills most of a picture and a pattern repeats about every eight pixels, so that a vision tower that
+sees patches of eight pixels and was never trained can tell both apart.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ _WHITE, _CREAM = (255, 255, 255), (250, 246, 238)
 _INK, _WOOD, _LEAF = (58, 54, 60), (186, 140, 98), (104, 146, 96)
 # Distances of a pattern in the art: about eight pixels once a thing is seen.
 _PERIOD = 36
+_SHADOW = Image.new("L", (_SEEN, _SEEN), 41)  # how much of a thing's alpha its shadow has, of 255
+_DARK = Image.new("RGB", (SIZE, SIZE))
+# Of each view: smallest and largest scale, largest turn in degrees.
+_VIEWS = ((0.96, 1.08, 8), (0.82, 0.94, 24), (1.3, 1.5, 16))
 
 
 def draw(thing: str, colour: str, pattern: str, view: int, rng: np.random.Generator) -> bytes:
@@ -46,12 +50,11 @@ def draw(thing: str, colour: str, pattern: str, view: int, rng: np.random.Genera
       thing: a key of `icons.ICONS`.
       colour: a key of `COLOURS`.
       pattern: one of `PATTERNS`.
-      view: 0 from the front, 1 smaller and turned, 2 close by; further ones as 1.
+      view: 0 from the front, 1 smaller and turned, 2 and further ones close by.
       rng: decides about angle, place, background and light, so that no two pictures are the same.
     """
-    scale, angle = {0: (rng.uniform(0.9, 1.0), 8), 2: (rng.uniform(1.3, 1.5), 16)}.get(
-        view, (rng.uniform(0.74, 0.88), 24)
-    )
+    smallest, largest, angle = _VIEWS[min(view, 2)]
+    scale = rng.uniform(smallest, largest)
     turned = np.deg2rad(rng.uniform(-angle, angle))
     mirrored = -1 if rng.random() < (0.5 if view else 0.2) else 1
     shift_x, shift_y = rng.uniform(-0.04, 0.04, size=2) * _SEEN
@@ -64,14 +67,14 @@ def draw(thing: str, colour: str, pattern: str, view: int, rng: np.random.Genera
     seen = art(thing, colour, pattern).transform(
         (_SEEN, _SEEN), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
     )
+    seen = seen.convert("RGBA")
     picture = _background(colour, view, rng)
-    shadow = seen.getchannel("A").point([round(0.16 * alpha) for alpha in range(256)])
+    shadow = ImageChops.multiply(seen.getchannel("A"), _SHADOW)
     picture.paste(_INK, (3, 5), shadow)
     picture.paste(seen, (0, 0), seen)
-    light = rng.uniform(0.93, 1.04)
-    picture = picture.reduce(2).point([min(255, round(light * value)) for value in range(256)] * 3)
+    picture = Image.blend(_DARK, picture.reduce(2), rng.uniform(0.93, 1.04))
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    picture.save(buffer, "PNG", compress_level=3)  # a fifth faster than at 6, for 3 % more bytes
     return buffer.getvalue()
 
 
@@ -89,24 +92,29 @@ def inks(colour: str) -> dict[str, Colour]:
     }
 
 
-@functools.lru_cache(maxsize=2048)
+@functools.lru_cache(maxsize=64)
 def art(thing: str, colour: str, pattern: str) -> Image.Image:
-    """Draws a product large and without a background, RGBA; every view of it is taken from here."""
+    """Draws a product large and without a background; every view of it is taken from here.
+
+    Colours are multiplied by alpha already (Pillow's mode RGBa), as turning the art needs them.
+    """
     image = Image.new("RGBA", (_ART, _ART))
     palette = inks(colour)
     shade = palette["trim"]
-    for part, mask in _masks(thing):
-        ink = texture(colour, pattern) if part.ink == "body" else palette[part.ink]
-        image.paste(ink, (0, 0), mask)
+    for part, box, mask in _masks(thing):
+        ink = _texture(colour, pattern).crop(box) if part.ink == "body" else palette[part.ink]
+        image.paste(ink, box, mask)
         if part.ink == "body" and part.form != "line":
             # Flat shading: the rim on the right lies in the dark.
-            rim = ImageChops.subtract(mask, ImageChops.offset(mask, -9, -3))
-            image.paste(Image.new("RGBA", image.size, (*shade, 255)), (0, 0), rim)
-    return image
+            inner = Image.new("L", mask.size)
+            inner.paste(mask, (-9, -3))
+            rim = ImageChops.subtract(mask, inner)
+            image.paste(shade, box, rim)
+    return image.convert("RGBa")
 
 
-@functools.lru_cache(maxsize=256)
-def texture(colour: str, pattern: str) -> Image.Image:
+@functools.cache
+def _texture(colour: str, pattern: str) -> Image.Image:
     """Draws the patterned cloth of which a body is cut, RGBA."""
     main = COLOURS[colour]
     image = Image.new("RGBA", (_ART, _ART), (*main, 255))
@@ -141,13 +149,15 @@ def texture(colour: str, pattern: str) -> Image.Image:
 
 
 @functools.cache
-def _masks(thing: str) -> list[tuple[Part, Image.Image]]:
-    """Returns the parts of an icon, each with where it covers the art."""
+def _masks(thing: str) -> list[tuple[Part, tuple[int, int, int, int], Image.Image]]:
+    """Returns the parts of an icon, each with its box in the art and what it covers there."""
     masks = []
     for part in ICONS[thing]:
         mask = Image.new("L", (_ART, _ART))
         _fill(ImageDraw.Draw(mask), part)
-        masks.append((part, mask))
+        box = mask.getbbox()
+        assert box is not None  # every part can be seen
+        masks.append((part, box, mask.crop(box)))
     return masks
 
 
@@ -189,13 +199,15 @@ def _smooth(points: np.ndarray) -> np.ndarray:
     t = (np.arange(_STEPS) / _STEPS)[None, :, None]
     before, start, end, after = (p[:, None] for p in (before, start, end, after))
     curve = start + 0.5 * t * (
-        end - before + t * (2 * before - 5 * start + 4 * end - after + t * (3 * (start - end) + after - before))
+        end
+        - before
+        + t * (2 * before - 5 * start + 4 * end - after + t * (3 * (start - end) + after - before))
     )
     return np.concatenate([curve.reshape(-1, 2), points[-1:]])
 
 
 def _background(colour: str, view: int, rng: np.random.Generator) -> Image.Image:
-    """Draws what a product stands before: studio white, a tinted wall, a room with a floor, a round backdrop."""
+    """Draws what a product stands before: studio white, a tinted wall, a floor, a round backdrop."""
     tint = _mix(COLOURS[colour], _WHITE, 0.78)
     neutral = [_WHITE, _CREAM, (236, 238, 240), (240, 234, 226)][int(rng.integers(4))]
     kind = int(rng.integers(4)) if view else int(rng.integers(2))

@@ -10,7 +10,7 @@ A part is (ink, form, coordinates, size) in a square of 100 x 100, y pointing do
 * `line`: x y of each point, size = width;
 * `arc`: x0 y0 x1 y1 of an oval, first and last angle in degrees clockwise from the right, size = width.
 
-Inks are those of `drawing.inks`; only `body` carries the pattern, so that it is the largest part of each thing.
+Inks are those of `drawing.inks`; only `body` carries the pattern, so it is the largest part of each thing.
 """
 
 from __future__ import annotations
@@ -139,7 +139,11 @@ ICONS: dict[str, tuple[Part, ...]] = {
         P("wood", "oval", (65, 30, 74, 39)),
     ),
     "sneaker": (
-        P("body", "blob", (5, 34, 14, 24, 30, 26, 42, 34, 56, 46, 80, 54, 96, 64, 97, 78, 60, 82, 20, 82, 4, 80)),
+        P(
+            "body",
+            "blob",
+            (5, 34, 14, 24, 30, 26, 42, 34, 56, 46, 80, 54, 96, 64, 97, 78, 60, 82, 20, 82, 4, 80),
+        ),
         P("trim", "blob", (4, 38, 12, 26, 20, 30, 22, 60, 18, 80, 4, 80)),
         P("white", "box", (2, 76, 99, 91), 7),
         P("trim", "line", (6, 86, 95, 86), 3),

@@ -2,8 +2,8 @@
 
 A series is sold in a few finishes, a finish being a colour with a pattern. Shoppers of a product look for the
 other things of its series in its own finish, and now and then for the same thing with the same pattern
-elsewhere. Titles name the series and the thing; only pictures show the finish. So titles alone narrow the labels
-down to a handful, and guess by what sells best; titles with pictures find the right ones.
+elsewhere. Titles name the series and the thing; only pictures show the finish. So titles alone narrow the
+labels down to a series, and guess by what sells best; titles with pictures find the right ones.
 """
 
 from __future__ import annotations
@@ -174,7 +174,9 @@ class _Maker:
             words.brand_name(number // SERIES_PER_BRAND),
             words.series_name(number),
             tuple(departments[number % len(departments)]),
-            tuple(Finish(str(colour), str(pattern)) for colour, pattern in zip(colours, patterns, strict=True)),
+            tuple(
+                Finish(str(colour), str(pattern)) for colour, pattern in zip(colours, patterns, strict=True)
+            ),
         )
 
     def _add_labels(self) -> None:
@@ -195,9 +197,12 @@ class _Maker:
     def _product(self, number: int, thing: str, finish: Finish) -> Item:
         """Draws a product with a title that no other one has."""
         series = self._series[number]
-        title = words.title(series.brand, series.name, thing, self.rng)
-        while title in self._titles:
+        for _ in range(20):
             title = words.title(series.brand, series.name, thing, self.rng)
+            if title not in self._titles:
+                break
+        else:  # all but used up, as in a large catalogue
+            title = f"{title} No. {self._num_products}"
         self._titles.add(title)
         images = 1 + self._draw(IMAGES) if self.rng.random() >= WITHOUT_IMAGES else 0
         return Item(self._uid(), title, number, thing, finish, images)

@@ -27,6 +27,14 @@ class Thing(NamedTuple):
 
 
 _LITRES = ("0.6 L", "0.8 L", "1 L", "1.2 L", "1.5 L", "1.8 L")
+_CUPS = ("25 cl", "30 cl", "35 cl", "40 cl", "45 cl")
+_BAGS = ("8 L", "10 L", "12 L", "16 L", "20 L", "24 L")
+_SPANS = ("90 cm", "100 cm", "110 cm", "120 cm", "140 cm")
+_BOARDS = ("5 ft", "6 ft", "7 ft", "8 ft")
+_SEATS = ("70 cm", "75 cm", "80 cm", "85 cm")
+_DRUMS = ("10 inch", "12 inch", "13 inch", "14 inch")
+_RUGS = ("60x90", "80x150", "120x180", "160x230")
+_PERSONS = ("1 Person", "2 Persons", "3 Persons", "4 Persons")
 _CENTIMETRES = ("24 cm", "28 cm", "30 cm", "36 cm", "40 cm", "45 cm")
 _WORN = ("Small", "Medium", "Large", "Wide Fit", "Narrow Fit", "One Size")
 _SHOE_SIZES = ("Size 36", "Size 38", "Size 39", "Size 40", "Size 42", "Size 44")
@@ -38,7 +46,7 @@ _SHELL = ("Canvas", "Nylon", "Recycled Polyester", "Waxed Cotton")
 DEPARTMENTS: dict[str, dict[str, Thing]] = {
     "kitchen": {
         "kettle": Thing(("Kettle", "Stovetop Kettle"), "Kettles", ("Enamel", "Steel", "Cast Iron"), _LITRES),
-        "mug": Thing(("Mug", "Coffee Mug", "Cup"), "Mugs", _CLAY, ("25 cl", "30 cl", "35 cl", "40 cl", "45 cl")),
+        "mug": Thing(("Mug", "Coffee Mug", "Cup"), "Mugs", _CLAY, _CUPS),
         "teapot": Thing(("Teapot", "Tea Pot"), "Teapots", _CLAY, _LITRES),
         "bowl": Thing(("Bowl", "Serving Bowl"), "Bowls", (*_CLAY, "Bamboo"), _CENTIMETRES),
         "canister": Thing(("Canister", "Storage Jar"), "Canisters", ("Enamel", "Tin", "Porcelain"), _LITRES),
@@ -48,36 +56,36 @@ DEPARTMENTS: dict[str, dict[str, Thing]] = {
         "lamp": Thing(("Table Lamp", "Lamp"), "Lamps", ("Linen", "Paper", "Glass"), _CENTIMETRES),
         "vase": Thing(("Vase", "Flower Vase"), "Vases", (*_CLAY, "Glass"), _CENTIMETRES),
         "cushion": Thing(("Cushion", "Throw Pillow"), "Cushions", _CLOTH, _CENTIMETRES),
-        "rug": Thing(("Rug", "Floor Mat"), "Rugs", ("Wool", "Jute", "Cotton"), ("60x90", "80x150", "120x180")),
+        "rug": Thing(("Rug", "Floor Mat"), "Rugs", ("Wool", "Jute", "Cotton"), _RUGS),
         "clock": Thing(("Alarm Clock", "Clock"), "Clocks", ("Steel", "Wood", "Tin"), _CENTIMETRES),
-        "armchair": Thing(("Armchair", "Reading Chair"), "Armchairs", _CLOTH, ("70 cm", "75 cm", "80 cm", "85 cm")),
+        "armchair": Thing(("Armchair", "Reading Chair"), "Armchairs", _CLOTH, _SEATS),
     },
     "wear": {
-        "tote bag": Thing(("Tote Bag", "Shopper"), "Tote Bags", _SHELL, ("8 L", "10 L", "12 L", "15 L")),
+        "tote bag": Thing(("Tote Bag", "Shopper"), "Tote Bags", _SHELL, _BAGS),
         "sneaker": Thing(("Sneakers", "Trainers"), "Sneakers", ("Canvas", "Mesh", "Hemp"), _SHOE_SIZES),
         "rain boot": Thing(("Rain Boots", "Wellies"), "Rain Boots", ("Rubber", "Vinyl"), _SHOE_SIZES),
         "cap": Thing(("Cap", "Sports Cap"), "Caps", ("Cotton", "Hemp", "Mesh"), _WORN),
-        "umbrella": Thing(("Umbrella", "Folding Umbrella"), "Umbrellas", _SHELL, ("90 cm", "100 cm", "110 cm")),
-        "backpack": Thing(("Backpack", "Daypack", "Rucksack"), "Backpacks", _SHELL, ("12 L", "16 L", "20 L", "24 L")),
+        "umbrella": Thing(("Umbrella", "Folding Umbrella"), "Umbrellas", _SHELL, _SPANS),
+        "backpack": Thing(("Backpack", "Daypack", "Rucksack"), "Backpacks", _SHELL, _BAGS),
     },
     "leisure": {
         "guitar": Thing(("Guitar", "Acoustic Guitar"), "Guitars", ("Spruce", "Cedar"), ("1/2", "3/4", "4/4")),
-        "drum": Thing(("Drum", "Snare Drum"), "Drums", ("Birch", "Maple", "Steel"), ("10 inch", "12 inch", "14 inch")),
-        "kite": Thing(("Kite", "Sport Kite"), "Kites", ("Nylon", "Ripstop"), ("90 cm", "120 cm", "140 cm", "160 cm")),
-        "surfboard": Thing(("Surfboard", "Foam Board"), "Surfboards", ("Foam", "Epoxy"), ("5 ft", "6 ft", "7 ft")),
-        "tent": Thing(("Tent", "Camping Tent"), "Tents", _SHELL, ("1 Person", "2 Persons", "3 Persons", "4 Persons")),
-        "birdhouse": Thing(("Birdhouse", "Nesting Box"), "Birdhouses", ("Pine", "Cedar", "Larch"), _CENTIMETRES),
+        "drum": Thing(("Drum", "Snare Drum"), "Drums", ("Birch", "Maple", "Steel"), _DRUMS),
+        "kite": Thing(("Kite", "Sport Kite"), "Kites", ("Nylon", "Ripstop"), _SPANS),
+        "surfboard": Thing(("Surfboard", "Foam Board"), "Surfboards", ("Foam", "Epoxy"), _BOARDS),
+        "tent": Thing(("Tent", "Camping Tent"), "Tents", _SHELL, _PERSONS),
+        "birdhouse": Thing(("Birdhouse", "Nest Box"), "Birdhouses", ("Pine", "Cedar", "Larch"), _CENTIMETRES),
     },
 }  # fmt: skip
 THINGS = {key: thing for things in DEPARTMENTS.values() for key, thing in things.items()}
 
 _EXTRAS = (
-    *("for Everyday Use", "Gift Boxed", "with Spare Parts", "Lightweight", "Hand Made", "Second Edition"),
+    *("for Everyday Use", "Gift Boxed", "with Care Guide", "Lightweight", "Hand Made", "Second Edition"),
     *("Family Pack", "Easy Care", "for Beginners", "Compact", "Heavy Duty", "Studio Edition", "Set of 2"),
 )
 _PHRASES = (
     *("{} for Small Homes", "{} for Travel", "Gift Ideas: {}", "{} under 30", "{} for Kids"),
-    *("Best Rated {}", "{} for Professionals", "Spare Parts for {}"),
+    *("Best Rated {}", "{} for Professionals", "Storage for {}"),
 )
 _TEMPLATES = (
     "{brand} {series} {material} {thing}, {size}",
