@@ -27,7 +27,7 @@ LEVELS: dict[int, dict[str, tuple[str, ...]]] = {
     TRAINING: {
         "training": (
             *("banks", "centroids", "checkpoint", "embedding", "model_factory", "optim", "run"),
-            *("train_state", "train_step"),
+            *("search", "train_state", "train_step"),
         ),
     },
     PARTS: {

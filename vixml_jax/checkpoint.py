@@ -6,6 +6,7 @@ A checkpoint has three parts, so that prediction reads no optimizer moments: "pa
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,10 +29,12 @@ class Checkpointer:
 
     def __init__(self, workdir: Path, keep: int = 1):
         self._root = (workdir / "checkpoints").absolute()
+        # Orbax's own policies do not fit its own protocols, as type checkers see it.
+        policies: Any = ocp.training
         self._orbax = ocp.training.Checkpointer(
-            self._root,
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            os.fspath(self._root),
+            save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.preservation_policies.LatestN(keep),
         )
 
     def save(self, state: TrainState, step: int) -> None:

@@ -35,6 +35,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("vixml_jax.evaluate", "embed, retrieve and score the test split with the newest checkpoint"),
     "embed": ("vixml_jax.embed", "export embeddings of train, test, labels or any JSONL"),
     "predict": ("vixml_jax.predict", "label new queries: JSONL in, JSONL out"),
+    "report": (
+        "vixml_jax.report",
+        "one page: figures, curves, examples with their pictures, embedding map",
+    ),
+    "export": (
+        "vixml_jax.export",
+        "write a Hugging Face directory that transformers and sentence-transformers load",
+    ),
     "metrics": ("vixml_jax.score", "score a prediction file against truth; no model, no accelerator"),
 }
 EXAMPLE = "vixml train --config=configs/demo.py:images=3 --workdir=runs/demo/vixml"

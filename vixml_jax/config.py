@@ -116,6 +116,9 @@ def base() -> ConfigDict:
     retrieval.kind = "scann"  # or "exact"
     retrieval.k = 100  # labels retrieved a query (filter pairs come on top)
     retrieval.target_recall = 0.98  # of ScaNN against exact search, at k
+    retrieval.query_weight = 0.0  # of near training queries, which hand their labels on; 0 = off, ViXML 0.1
+    retrieval.temperature = 0.05  # of the softmax over labels and training queries found together
+    retrieval.neighbours = 100  # training queries found a query
 
     config.eval = evaluation = ConfigDict()
     evaluation.every = 0  # epochs between evaluations while training; 0 = only at the end
@@ -193,8 +196,8 @@ def validate(config: ConfigDict) -> None:
         if value not in allowed:
             raise UserError(f"config.{key}={value!r}", fix="give one of " + ", ".join(allowed))
     for key in ("train.batch_size", "train.row_length", "text.max_tokens", "mining.size", "mining.every",
-                "train.log_every", "retrieval.k", "loss.negatives", "prototype.free_vectors",
-                "eval.items_per_call", "vision.batch_size", "checkpoint.keep"):  # fmt: skip
+                "train.log_every", "retrieval.k", "retrieval.neighbours", "loss.negatives",
+                "prototype.free_vectors", "eval.items_per_call", "vision.batch_size", "checkpoint.keep"):  # fmt: skip
         if get(config, key) < 1:
             raise UserError(f"config.{key}={get(config, key)}", fix="give at least 1")
     for key in ("train.epochs", "vision.images", "text.layers", "checkpoint.every_steps", "eval.every"):
@@ -203,6 +206,11 @@ def validate(config: ConfigDict) -> None:
     if not 0 <= config.dataset.holdout < 1:
         raise UserError(
             f"config.dataset.holdout={config.dataset.holdout}", fix="give a share from 0 up to below 1"
+        )
+    if not 0 <= config.retrieval.query_weight < 1:
+        raise UserError(
+            f"config.retrieval.query_weight={config.retrieval.query_weight}",
+            fix="give a share from 0 up to below 1",
         )
     if not config.dataset.dir:
         raise UserError(

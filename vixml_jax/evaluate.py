@@ -19,11 +19,11 @@ from absl import flags
 from flax import nnx
 
 from vixml_jax import config as config_lib
-from vixml_jax import distributed, files, metrics, retrieval, sharding
+from vixml_jax import distributed, files, metrics, sharding
 from vixml_jax import run as run_lib
 from vixml_jax.errors import UserError
-from vixml_jax.retrieval.index import Index
 from vixml_jax.run import Run
+from vixml_jax.search import Searcher
 from vixml_jax.train_state import Tables
 from vixml_jax.types import Predictions
 
@@ -55,14 +55,14 @@ class Evaluation:
       predictions: the retrieved labels of every test query, filter pairs still in.
       queries: L2-normalised float32 [N, D] test query embeddings.
       labels: L2-normalised float32 [L, D] label embeddings.
-      index: over the labels.
+      searcher: the indexes.
     """
 
     figures: dict[str, float]
     predictions: Predictions
     queries: np.ndarray
     labels: np.ndarray
-    index: Index
+    searcher: Searcher
 
 
 def evaluate(run: Run, params: nnx.State, tables: Tables) -> Evaluation:
@@ -70,18 +70,14 @@ def evaluate(run: Run, params: nnx.State, tables: Tables) -> Evaluation:
     config, dataset = run.config, run.dataset
     labels_LD = run.embedder.labels(params, run.frozen, run.banks.labels, tables)
     queries_ND = run.embedder.queries(params, run.frozen, run.banks.test, "embed test queries")
-    index = retrieval.build(
-        labels_LD,
-        kind=config.retrieval.kind,
-        target_recall=config.retrieval.target_recall,
-        k=config.retrieval.k,
-    )
+    train_queries_ND = np.asarray(tables.query_embeddings)[: len(dataset.train)]
+    searcher = Searcher.build(labels_LD, train_queries_ND, dataset.train_targets, config.retrieval)
     pairs = dataset.filter_pairs_test
     # A row's filter pairs are cut out of what is retrieved, so that many more are needed.
     extra = int(np.bincount(pairs[:, 0]).max()) if len(pairs) else 0
-    ids, scores = index.search(queries_ND, min(config.retrieval.k + extra, len(labels_LD)))
+    predictions = searcher.search(queries_ND, min(config.retrieval.k + extra, len(labels_LD)))
     figures = metrics.evaluate(
-        (ids, scores),
+        predictions,
         dataset.test_targets,
         dataset.train_targets,
         ks=tuple(config.eval.ks),
@@ -89,7 +85,7 @@ def evaluate(run: Run, params: nnx.State, tables: Tables) -> Evaluation:
         B=config.dataset.B,
         filter_pairs=pairs,
     )
-    return Evaluation(figures, Predictions(ids, scores), queries_ND, labels_LD, index)
+    return Evaluation(figures, predictions, queries_ND, labels_LD, searcher)
 
 
 def write(run: Run, result: Evaluation) -> dict[str, float]:
@@ -97,7 +93,7 @@ def write(run: Run, result: Evaluation) -> dict[str, float]:
     if distributed.is_lead():
         save_array(run.workdir / "embeddings" / "test.npy", result.queries)
         save_array(run.workdir / "embeddings" / "labels.npy", result.labels)
-        result.index.save(run.workdir / "index")
+        result.searcher.save(run.workdir)
         with files.atomic_file(run.workdir / "predictions.npz") as file:
             scipy.sparse.save_npz(file, to_csr(result.predictions, len(result.labels)))
         files.write_json(run.workdir / "metrics.json", result.figures)

@@ -106,8 +106,9 @@ def create(
         )
         projection = model.tower.image_projection
         assert projection is not None  # it was made for these features
-        projection.kernel[...] = jax.device_put(kernel, projection.kernel[...].sharding)
-        projection.bias[...] = jax.device_put(bias, projection.bias[...].sharding)
+        for parameter, start in ((projection.kernel, kernel), (projection.bias, bias)):
+            assert parameter is not None
+            parameter[...] = jax.device_put(start, parameter[...].sharding)
     return model, spec
 
 

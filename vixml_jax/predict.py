@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 
 from vixml_jax import banks as banks_lib
-from vixml_jax import data, files, retrieval, sharding
+from vixml_jax import data, files, sharding
 from vixml_jax import run as run_lib
 from vixml_jax.data.items import ItemBank
 from vixml_jax.data.packing import Template
@@ -30,8 +30,8 @@ from vixml_jax.data.pictures import Picture
 from vixml_jax.data.ragged import Ragged
 from vixml_jax.embedding import Embedder, normalized
 from vixml_jax.errors import UserError
-from vixml_jax.retrieval.index import Index
 from vixml_jax.run import TrainedModel
+from vixml_jax.search import Searcher
 
 # Queries embedded and searched together: bounds memory whatever the input's length.
 QUERIES_PER_CHUNK = 4096
@@ -80,7 +80,7 @@ class XmcModel:
             items_per_call=config.eval.items_per_call,
             row_length=config.train.row_length,
         )
-        self._index: Index | None = None
+        self._searcher: Searcher | None = None
         self._labels: data.dataset.Split | None = None
         self._label_texts_LD: np.ndarray | None = None
         self._known: dict[str, int] | None = None
@@ -114,18 +114,18 @@ class XmcModel:
         return self._labels
 
     @property
-    def index(self) -> Index:
-        """The label index that training or `vixml eval` saved; built anew where there is none."""
-        if self._index is None:
-            directory = self._workdir / "index"
-            if directory.is_dir():
-                self._index = retrieval.load(directory)
-            else:
-                config = self._model.config.retrieval
-                self._index = retrieval.build(
-                    self._label_embeddings(), kind=config.kind, target_recall=config.target_recall, k=config.k
+    def searcher(self) -> Searcher:
+        """The indexes that training or `vixml eval` saved; built anew where there are none."""
+        if self._searcher is None:
+            config = self._model.config
+            dataset = run_lib.open_dataset(config)
+            self._searcher = Searcher.load(self._workdir, dataset.train_targets, config.retrieval)
+            if self._searcher is None:
+                train_queries_ND = np.asarray(self._model.tables.query_embeddings)[: len(dataset.train)]
+                self._searcher = Searcher.build(
+                    self._label_embeddings(), train_queries_ND, dataset.train_targets, config.retrieval
                 )
-        return self._index
+        return self._searcher
 
     def encode_queries(
         self, texts: Sequence[str], images: Sequence[Sequence[Picture]] | None = None
@@ -175,7 +175,8 @@ class XmcModel:
         """
         if not len(texts):
             return np.zeros((0, k), np.int32), np.zeros((0, k), np.float32)
-        return self.index.search(self.encode_queries(texts, images), k)
+        found = self.searcher.search(self.encode_queries(texts, images), k)
+        return found.ids, found.scores
 
     def predict_records(self, queries: Iterator[dict[str, Any]], k: int) -> Iterator[dict[str, Any]]:
         """Yields an output record for each record of `read_queries`, in order, a chunk at a time."""

@@ -10,8 +10,10 @@ Examples:
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -142,7 +144,7 @@ def check_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def loss_settings(config: ConfigDict) -> dict[str, float | int | str]:
+def loss_settings(config: ConfigDict) -> dict[str, Any]:
     """The arguments of `make_loss`."""
     settings = dict(config.loss)
     del settings["positives"]  # the pipeline's, not the loss's
@@ -189,20 +191,20 @@ def end_epoch(
 ) -> TrainState:
     """Refreshes the centroids from the epoch's own embeddings, and clusters the queries when that is due."""
     tables = state.tables
-    num_queries, num_labels = targets.shape
+    num_queries, num_labels = targets.get_shape()
     queries_ND = tables.query_embeddings[:num_queries]
     centroids_LD = np.asarray(centroids.label_centroids(queries_ND, targets))
     if decay := config.prototype.centroid_decay:
         centroids_LD = centroids.moving_average(
             np.asarray(tables.centroids)[:num_labels], centroids_LD, decay
         )
-    tables = tables.replace(centroids=row_table(centroids_LD, mesh))
+    tables = dataclasses.replace(tables, centroids=row_table(centroids_LD, mesh))
     curriculum = mining.Curriculum(**config.mining)
     if curriculum.reclusters_after(epoch):
         key = jax.random.fold_in(jax.random.key(config.train.seed), epoch)
         clusters_N = mining.balanced_clusters(queries_ND, curriculum.size_after(epoch), key)
-        tables = tables.replace(query_clusters=row_table(clusters_N, mesh, fill=-1))
-    return state.replace(tables=tables)
+        tables = dataclasses.replace(tables, query_clusters=row_table(clusters_N, mesh, fill=-1))
+    return dataclasses.replace(state, tables=tables)
 
 
 class Meter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -89,6 +90,7 @@ def compile_step(
         dropout_key, loss_key = jax.random.split(key)
         tables = state.tables
         batch_size = batch.query_rows.shape[0]
+        targets_QL = jnp.asarray(batch.targets)
 
         def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             model = nnx.merge(graphdef, params, frozen)
@@ -103,7 +105,7 @@ def compile_step(
             )
             labels_QL = queries_QE @ labels_LE.T
             texts_QL = queries_QE @ l2_normalize(texts_LE).T
-            value = loss(model, labels_QL, texts_QL, batch.targets, loss_key)
+            value = loss(model, labels_QL, texts_QL, targets_QL, loss_key)
             return value, (queries_QE, labels_QL)
 
         (value, (queries_QE, similarities_QL)), grads = jax.value_and_grad(objective, has_aux=True)(
@@ -115,13 +117,13 @@ def compile_step(
         figures = {
             "train/loss": value,
             "train/grad_norm": optax.tree.norm(grads),
-            "train/violators": losses.violation_rate(similarities_QL, batch.targets),
+            "train/violators": losses.violation_rate(similarities_QL, targets_QL),
         }
         state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             opt_state=opt_state,
-            tables=tables.replace(query_embeddings=gathered),
+            tables=dataclasses.replace(tables, query_embeddings=gathered),
         )
         return state, figures
 

@@ -57,8 +57,8 @@ def test_saved_and_loaded_it_is_the_same(trained, tmp_path):
 
 @pytest.mark.parametrize("keep", ["tokenizer.json", "vocab.txt"])
 def test_a_checkpoints_own_tokenizer_gives_what_transformers_gives(trained, tmp_path, keep):
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "shoe", ",", "size", "4", "##2", "a", "blue",
-              "kettle", "o", "##l", "##bild", "naive", "boot"]  # fmt: skip
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "shoe", ",", "size", "4", "##2", "a",
+              "blue", "kettle", "o", "##l", "##bild", "naive", "boot"]  # fmt: skip
     (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n")
     config = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 512}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))

@@ -216,7 +216,7 @@ def pack(
     num_images = max(-(-len(sequences.images) // image_multiple), 1) * image_multiple
     images = np.zeros((num_images, *sequences.images.shape[1:]), sequences.images.dtype)
     images[: len(sequences.images)] = sequences.images
-    return packed.replace(image_index=spread(sequences.image_index, fill=-1), images=images)
+    return dataclasses.replace(packed, image_index=spread(sequences.image_index, fill=-1), images=images)
 
 
 def _within(lengths: np.ndarray) -> np.ndarray:

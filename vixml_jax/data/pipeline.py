@@ -181,7 +181,7 @@ def place_tokens(tokens: PackedTokens, mesh: Mesh) -> PackedTokens:
     return PackedTokens(**placed)
 
 
-def _put(array: np.ndarray, where: jax.sharding.NamedSharding) -> jax.Array:
+def _put(array: np.ndarray | jax.Array, where: jax.sharding.NamedSharding) -> jax.Array:
     """Every process holds the same host array and hands over the part that its devices own."""
     if jax.process_count() == 1:
         return jax.device_put(array, where)

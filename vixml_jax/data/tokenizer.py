@@ -14,7 +14,8 @@ from vixml_jax import files
 from vixml_jax.errors import UserError
 
 FILE = "tokenizer.json"
-PAD, UNKNOWN, CLS, SEP = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
+# Of a trained vocabulary; a token's place is its id.
+SPECIAL = PAD, UNKNOWN, CLS, SEP = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 
 
 class Tokenizer:
@@ -63,12 +64,11 @@ class Tokenizer:
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # pyright: ignore[reportAttributeAccessIssue]
         backend.decoder = decoders.WordPiece()  # pyright: ignore[reportAttributeAccessIssue]
         trainer = trainers.WordPieceTrainer(
-            vocab_size=vocab_size, special_tokens=[PAD, UNKNOWN, CLS, SEP], show_progress=False
+            vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False
         )
         backend.train_from_iterator(texts, trainer)
-        backend.post_processor = processors.BertProcessing(  # pyright: ignore[reportAttributeAccessIssue]
-            (SEP, backend.token_to_id(SEP)), (CLS, backend.token_to_id(CLS))
-        )
+        ends = processors.BertProcessing((SEP, SPECIAL.index(SEP)), (CLS, SPECIAL.index(CLS)))
+        backend.post_processor = ends  # pyright: ignore[reportAttributeAccessIssue]
         return cls(backend)
 
     def save(self, directory: str | os.PathLike[str]) -> None:

@@ -1,0 +1,97 @@
+"""How a run finds labels: an index over them and, where its config says so, one over its training queries."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse
+from ml_collections import ConfigDict
+
+from vixml_jax import retrieval
+from vixml_jax.retrieval.augment import augment
+from vixml_jax.retrieval.index import Index
+from vixml_jax.types import Predictions
+
+# Directories of a workdir.
+LABELS, NEIGHBOURS = "index", "index_queries"
+
+
+@dataclasses.dataclass(frozen=True)
+class Searcher:
+    """Finds the labels of queries.
+
+    Attributes:
+      labels: index over the label embeddings.
+      neighbours: index over the training queries' embeddings, None for label search alone.
+      train_targets: csr_matrix [N, L]; the labels that training queries hand on.
+      settings: `config.retrieval`.
+    """
+
+    labels: Index
+    neighbours: Index | None
+    train_targets: scipy.sparse.csr_matrix
+    settings: ConfigDict
+
+    @classmethod
+    def build(
+        cls,
+        labels_LD: np.ndarray,
+        train_queries_ND: np.ndarray,
+        train_targets: scipy.sparse.csr_matrix,
+        settings: ConfigDict,
+    ) -> Searcher:
+        """Builds the indexes that `config.retrieval` asks for.
+
+        Args:
+          labels_LD: float32 [L, D].
+          train_queries_ND: float32 [N, D]; those that training gathered in its last epoch will do. ScaNN is
+            tuned on a sample of them: real queries look like them.
+          train_targets: csr_matrix [N, L].
+          settings: `config.retrieval`.
+        """
+
+        def index(embeddings: np.ndarray, k: int) -> Index:
+            options = {"sample_queries": train_queries_ND} if settings.kind == "scann" else {}
+            return retrieval.build(
+                embeddings, kind=settings.kind, target_recall=settings.target_recall, k=k, **options
+            )
+
+        neighbours = index(train_queries_ND, settings.neighbours) if settings.query_weight else None
+        return cls(index(labels_LD, settings.k), neighbours, train_targets, settings)
+
+    @classmethod
+    def load(
+        cls, workdir: Path, train_targets: scipy.sparse.csr_matrix, settings: ConfigDict
+    ) -> Searcher | None:
+        """Opens what `save` wrote; None where the indexes that `config.retrieval` asks for are not there."""
+        if not (workdir / LABELS).is_dir():
+            return None
+        neighbours = None
+        if settings.query_weight:
+            if not (workdir / NEIGHBOURS).is_dir():
+                return None
+            neighbours = retrieval.load(workdir / NEIGHBOURS)
+        return cls(retrieval.load(workdir / LABELS), neighbours, train_targets, settings)
+
+    def save(self, workdir: Path) -> None:
+        """Writes the indexes into a run's workdir."""
+        self.labels.save(workdir / LABELS)
+        if self.neighbours is not None:
+            self.neighbours.save(workdir / NEIGHBOURS)
+
+    def search(self, queries_QD: np.ndarray, k: int) -> Predictions:
+        """Returns the k best labels of each query [Q, D]."""
+        if self.neighbours is None:
+            return Predictions(*self.labels.search(queries_QD, k))
+        return Predictions(
+            *augment(
+                self.labels.search(queries_QD, max(k, self.settings.k)),
+                self.neighbours.search(queries_QD, self.settings.neighbours),
+                self.train_targets,
+                k=k,
+                query_weight=self.settings.query_weight,
+                temperature=self.settings.temperature,
+            )
+        )
