@@ -6,6 +6,9 @@ Embeds test queries and labels with the newest checkpoint, retrieves, scores, pr
 Examples:
   vixml eval --workdir=runs/demo
   vixml eval --workdir=runs/picto --config=configs/picto_tags.py --config.retrieval.kind=exact
+
+A config that is given may differ from the run's in what training does not depend on (retrieval, eval, mesh,
+where data lies), and becomes that of the workdir.
 """
 
 from __future__ import annotations
@@ -37,8 +40,15 @@ def main() -> int:
     """Runs the command."""
     if not flags.FLAGS.workdir:
         raise UserError("eval needs --workdir", fix="give the directory that `vixml train` filled")
-    workdir = Path(flags.FLAGS.workdir)
-    config = flags.FLAGS.config or config_lib.load(workdir / "config.json")
+    workdir, config = Path(flags.FLAGS.workdir), flags.FLAGS.config
+    if not (workdir / "config.json").is_file():
+        raise UserError(
+            "not a run's directory", file=workdir, fix="give a --workdir that `vixml train` filled"
+        )
+    if config is None:
+        config = config_lib.load(workdir / "config.json")
+    else:
+        run_lib.begin(config, workdir)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     with sharding.use(mesh):
         run, params, tables = run_lib.load(config, workdir, mesh)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from vixml_jax import banks as banks_lib
 from vixml_jax import config as config_lib
-from vixml_jax import data, files, model_factory
+from vixml_jax import data, distributed, files, model_factory
 from vixml_jax.banks import Banks
 from vixml_jax.centroids import label_centroids
 from vixml_jax.checkpoint import Checkpointer
@@ -27,6 +28,8 @@ from vixml_jax.model_factory import ModelSpec
 from vixml_jax.models.dual_encoder import DualEncoder
 from vixml_jax.train_state import Tables, row_table
 
+# File of a workdir that says what its model is; it is there once training can begin.
+MODEL = "model.json"
 # About so many pictures the image projection's start is fitted to.
 PROJECTION_SAMPLE = 4096
 
@@ -69,6 +72,24 @@ class Run:
             query_embeddings=row_table(queries_ND.astype(np.float32), self.mesh),
             query_clusters=row_table(np.full(self.spec.num_queries, -1, np.int32), self.mesh, fill=-1),
         )
+
+
+def begin(config: ConfigDict, workdir: Path) -> None:
+    """Checks a config and makes it the workdir's `config.json`.
+
+    Raises:
+      UserError: if the config is wrong, or one that computes something else began the run in `workdir`.
+    """
+    config_lib.validate(config)
+    path = workdir / "config.json"
+    begun = (workdir / MODEL).exists()
+    if begun:
+        config_lib.check_resumable(config_lib.load(path), config, workdir)
+    if distributed.is_lead():
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not begun:  # what a run that never started has left, perhaps by a mistaken config
+            shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
+        config_lib.save(config, path)
 
 
 def open_dataset(config: ConfigDict) -> XmcDataset:
@@ -117,7 +138,7 @@ def start(config: ConfigDict, dataset: XmcDataset, workdir: Path, mesh: Mesh) ->
         num_queries=len(dataset.train),
         image_features=features,
     )
-    files.write_json(workdir / "model.json", dataclasses.asdict(spec))
+    files.write_json(workdir / MODEL, dataclasses.asdict(spec))
     graphdef, params, frozen = model_factory.split(model)
     return Run(
         config, workdir, mesh, dataset, banks, spec, graphdef, frozen, _embedder(config, graphdef, mesh)
@@ -166,12 +187,12 @@ class TrainedModel:
 
 def load_model(workdir: Path, mesh: Mesh) -> TrainedModel:
     """Restores the newest checkpoint of `workdir`. Must be called inside the mesh."""
-    if not (workdir / "model.json").exists():
+    if not (workdir / MODEL).exists():
         raise UserError(
             "not a run's directory", file=workdir, fix="give a --workdir that `vixml train` filled"
         )
     config = config_lib.load(workdir / "config.json")
-    spec = ModelSpec(**files.read_json(workdir / "model.json"))
+    spec = ModelSpec(**files.read_json(workdir / MODEL))
     graphdef, params, frozen = model_factory.split(model_factory.rebuild(spec))
     with Checkpointer(workdir) as checkpointer:
         params, tables = checkpointer.restore_model(params, empty_tables(spec, mesh))

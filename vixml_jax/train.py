@@ -55,7 +55,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
     """Trains or continues the run in `workdir`, evaluates it and returns the figures of `metrics.json`."""
     config_lib.validate(config)
     distributed.initialize()
-    workdir = begin(config, workdir)
+    run_lib.begin(config, workdir)
     if config.dataset.demo_queries:
         prepare_demo(config.dataset.dir, config.dataset.demo_queries)
     dataset = run_lib.open_dataset(config)
@@ -121,17 +121,6 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
                     result = evaluate.evaluate(run, state.params, state.tables)
                     tracker.log(step, {f"eval/{name}": value for name, value in result.figures.items()})
         return evaluate.write(run, evaluate.evaluate(run, state.params, state.tables))
-
-
-def begin(config: ConfigDict, workdir: Path) -> Path:
-    """Creates the workdir with its `config.json`, or checks that the run there had the same config."""
-    path = workdir / "config.json"
-    if path.exists():
-        config_lib.check_resumable(config_lib.load(path), config, workdir)
-    elif distributed.is_lead():
-        workdir.mkdir(parents=True, exist_ok=True)
-        config_lib.save(config, path)
-    return workdir
 
 
 def check_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> None:
