@@ -197,7 +197,8 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"config.{key}={value!r}", fix="give one of " + ", ".join(allowed))
     for key in ("train.batch_size", "train.row_length", "text.max_tokens", "mining.size", "mining.every",
                 "train.log_every", "retrieval.k", "retrieval.neighbours", "loss.negatives",
-                "prototype.free_vectors", "eval.items_per_call", "vision.batch_size", "checkpoint.keep"):  # fmt: skip
+                "prototype.free_vectors", "eval.items_per_call", "vision.batch_size",
+                "checkpoint.keep"):  # fmt: skip
         if get(config, key) < 1:
             raise UserError(f"config.{key}={get(config, key)}", fix="give at least 1")
     for key in ("train.epochs", "vision.images", "text.layers", "checkpoint.every_steps", "eval.every"):

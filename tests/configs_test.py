@@ -1,0 +1,53 @@
+"""Every config builds for every argument, names only known fields, and has its command on top."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from vixml_jax import config as config_lib
+from vixml_jax.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+def module_of(path):
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("arg", ["", "smoke", "images=3", "images=3,smoke=True"])
+def test_it_builds_and_is_valid(path, arg):
+    module = module_of(path)
+    if "images" in arg and "images" not in module.__doc__:
+        with pytest.raises(UserError, match="unknown config argument 'images'"):
+            module.get_config(arg)
+        return
+    config = module.get_config(arg)
+    config.dataset.dir = config.dataset.dir or "data"
+    config_lib.validate(config)
+    base = config_lib.base()
+    assert sorted(config.keys()) == sorted(base.keys())
+    for section in base.keys():  # noqa: SIM118 - a ConfigDict
+        assert sorted(config[section].keys()) == sorted(base[section].keys()), section
+    assert f"configs/{path.name}" in module.__doc__
+    if "images=3" in arg:
+        assert config.vision.images == (1 if "smoke" in arg else 3)
+
+
+def test_a_saved_config_is_read_back(tmp_path):
+    config = module_of(CONFIGS[0]).get_config()
+    config_lib.save(config, tmp_path / "config.json")
+    assert config_lib.load(tmp_path / "config.json").to_json() == config.to_json()
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [("pictures=3", "known are images"), ("images=many", "not a int"), ("smoke=perhaps", "not a bool")],
+)
+def test_a_wrong_argument_is_named(arg, message):
+    with pytest.raises(UserError, match=message):
+        module_of(CONFIGS[0]).get_config(arg)
