@@ -38,6 +38,7 @@ def base() -> ConfigDict:
     dataset.A = 0.55  # propensity model (Jain et al. 2016): 0.6 for the Amazon family
     dataset.B = 1.5  # 2.6 for the Amazon family
     dataset.holdout = 0.0  # share of the training queries set aside and used as the test split, for choices
+    dataset.holdout_by = "row"  # what is drawn: "row", "title" or "first_word" (see data.holdout)
     dataset.max_train = 0  # use only the first n training queries; 0 = all
     dataset.max_test = 0  # the same for test queries
     dataset.demo_queries = 0  # training queries of the embedded catalogue, drawn where `dir` is not there
@@ -182,6 +183,7 @@ def validate(config: ConfigDict) -> None:
       UserError: naming the field and what would be right.
     """
     choices = {
+        "dataset.holdout_by": ("row", "title", "first_word"),
         "text.pooling": ("mean", "last"),
         "text.dtype": ("float32", "bfloat16"),
         "text.remat": ("none", "dots", "full"),

@@ -62,6 +62,9 @@ def get_config(images: int = 0, smoke: bool = False) -> ConfigDict:
     config.text.checkpoint = "random:minilm-tiny"
     config.text.vocab_size = 2048
     config.vision.images = images
+    # A softmax over the batch learns from random weights; see configs/own.py.
+    config.loss.name = "decoupled_softmax"
+    config.loss.temperature = 0.05
     config.optimizer.lr = 1e-3
     config.optimizer.head_lr = 2e-3
     config.optimizer.warmup_steps = 20

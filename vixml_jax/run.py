@@ -100,7 +100,7 @@ def open_dataset(config: ConfigDict) -> XmcDataset:
     """
     dataset = data.load(config.dataset.dir)
     if config.dataset.holdout:
-        dataset = holdout(dataset, config.dataset.holdout, seed=0)
+        dataset = holdout(dataset, config.dataset.holdout, seed=0, by=config.dataset.holdout_by)
     firsts = {}
     for split in ("train", "test"):
         size, most = len(getattr(dataset, split)), config.dataset[f"max_{split}"]

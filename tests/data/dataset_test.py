@@ -124,6 +124,26 @@ def test_holdout_never_shows_the_test_split(prepared):
         data.holdout(ds, 1.0, seed=0)
 
 
+@pytest.mark.parametrize("by", ["title", "first_word"])
+def test_holdout_keeps_groups_together(tmp_path, by):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    titles = [
+        f"{word} {number % 3}" for word in ("Phone", "phone", "lamp", "mug", "rug") for number in range(7)
+    ]
+    records = [{"title": title, "labels": ["a"]} for title in titles]
+    raw_folders.write_lines(raw / "train.jsonl", records)
+    prepare(raw, tmp_path / "out")
+    ds = data.load(tmp_path / "out")
+    view = data.holdout(ds, 0.3, seed=1, by=by)
+    key = (lambda title: title) if by == "title" else (lambda title: title.lower().split()[0])
+    assert not {key(title) for title in view.train.titles} & {key(title) for title in view.test.titles}
+    assert len(view.train) + len(view.test) == len(titles)
+    assert 0 < len(view.test) <= 13
+    with pytest.raises(UserError, match="row, title, first_word"):
+        data.holdout(ds, 0.3, seed=1, by="colour")
+
+
 def test_other_directories_are_refused(tmp_path):
     for directory in (tmp_path, tmp_path / "none"):
         with pytest.raises(UserError, match="not a prepared dataset; make it with `vixml prepare"):

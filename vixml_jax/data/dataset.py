@@ -19,6 +19,7 @@ from vixml_jax.errors import UserError
 
 FORMAT = "vixml dataset 1"
 META, REPORT = "meta.json", "report.json"
+HOLDOUT_BY = ("row", "title", "first_word")
 # Rows decoded at a time when a whole column is gone through.
 CHUNK_ROWS = 65_536
 
@@ -288,33 +289,56 @@ def subset(
     return dataclasses.replace(dataset, **changes)
 
 
-def holdout(dataset: XmcDataset, fraction: float, seed: int) -> XmcDataset:
+def holdout(dataset: XmcDataset, fraction: float, seed: int, by: str = "row") -> XmcDataset:
     """Sets training queries aside as the test split, so that choices never look at the real one.
 
     Args:
       dataset: the dataset; its own test split is not used.
       fraction: share of the training queries to set aside, between 0 and 1.
       seed: of the choice.
+      by: what is drawn: "row", every query by itself; "title", queries of equal title together; "first_word",
+        queries whose titles begin with the same word together, ignoring case. Take what is nearest to how the
+        test queries differ from the training queries: a random row is easier than a word never seen.
 
     Returns:
       A view: `train` is the rest, `test` the queries set aside, with their targets and filter pairs.
     """
-    count = round(fraction * len(dataset.train))
-    if not 0 < count < len(dataset.train):
+    num_queries = len(dataset.train)
+    wanted = round(fraction * num_queries)
+    groups_N = _groups(dataset.train, by)
+    order_G = np.random.default_rng(seed).permutation(int(groups_N.max(initial=-1)) + 1)
+    sizes_G = np.bincount(groups_N)[order_G]
+    # Whole groups, until about the wanted number is reached; one that would overshoot it by far is passed over.
+    chosen_G, count = [], 0
+    for group, size in zip(order_G, sizes_G, strict=True):
+        if count < wanted and count + size <= max(1.2 * wanted, 1):
+            chosen_G.append(group)
+            count += size
+    if not 0 < count < num_queries:
         raise UserError(
-            f"a share of {fraction} of {len(dataset.train)} training queries", fix="give one between 0 and 1"
+            f"a share of {fraction} of {num_queries} training queries by {by}", fix="give one between 0 and 1"
         )
-    order = np.random.default_rng(seed).permutation(len(dataset.train))
-    aside, kept = np.sort(order[:count]), np.sort(order[count:])
-    view = subset(dataset, train_rows=kept)
-    held = subset(dataset, train_rows=aside)
+    is_aside_N = np.isin(groups_N, chosen_G)
+    view = subset(dataset, train_rows=np.flatnonzero(~is_aside_N))
+    held = subset(dataset, train_rows=np.flatnonzero(is_aside_N))
     return dataclasses.replace(
         view,
         test=held.train,
         test_targets=held.train_targets,
         filter_pairs_test=held.filter_pairs_train,
-        fingerprint=files.fingerprint(dataset.fingerprint, "holdout", fraction, seed),
+        fingerprint=files.fingerprint(dataset.fingerprint, "holdout", fraction, seed, by),
     )
+
+
+def _groups(split: Split, by: str) -> np.ndarray:
+    """Numbers the groups that `holdout` keeps together, int64 [N]."""
+    if by == "row":
+        return np.arange(len(split))
+    if by not in HOLDOUT_BY:
+        raise UserError(f"holdout by {by!r}", fix="give one of " + ", ".join(HOLDOUT_BY))
+    numbers: dict[str, int] = {}
+    keys = (title if by == "title" else title.casefold().partition(" ")[0] for title in split.titles)
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
 
 
 def _pairs_of(pairs: np.ndarray, rows: np.ndarray) -> np.ndarray:
