@@ -22,7 +22,10 @@ JOBS, TRAINING, PARTS, GROUND = 4, 3, 2, 1
 LEVELS: dict[int, dict[str, tuple[str, ...]]] = {
     JOBS: {
         "cli": ("cli", "__main__"),
-        "jobs": ("demo", "embed", "evaluate", "predict", "prepare", "report", "score", "train"),
+        "jobs": (
+            *("demo", "embed", "evaluate", "export", "predict", "prepare", "report", "report_charts"),
+            *("report_runs", "score", "train"),
+        ),
     },
     TRAINING: {
         "training": (

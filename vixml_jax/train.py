@@ -86,6 +86,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
                 create(params, optimizer, run_lib.empty_tables(run.spec, mesh), mesh)
             )
         del params  # the state holds them from here on
+        if not total_steps:  # an off-the-shelf tower: what there is to load is the start
+            checkpointer.save(state, 0)
 
         step_fn = compile_step(
             run.graphdef, optimizer, make_loss(**loss_settings(config)), state, config.train.seed

@@ -308,7 +308,7 @@ def holdout(dataset: XmcDataset, fraction: float, seed: int, by: str = "row") ->
     groups_N = _groups(dataset.train, by)
     order_G = np.random.default_rng(seed).permutation(int(groups_N.max(initial=-1)) + 1)
     sizes_G = np.bincount(groups_N)[order_G]
-    # Whole groups, until about the wanted number is reached; one that would overshoot it by far is passed over.
+    # Whole groups until the share is reached; a group that would overshoot it by far is passed over.
     chosen_G, count = [], 0
     for group, size in zip(order_G, sizes_G, strict=True):
         if count < wanted and count + size <= max(1.2 * wanted, 1):

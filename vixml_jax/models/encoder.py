@@ -23,6 +23,7 @@ from vixml_jax.models.layers import (
     small_lookup,
     stack_layers,
 )
+from vixml_jax.models.text_tower import encode_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,26 +142,5 @@ class Encoder(nnx.Module):
         mask: jax.Array | np.ndarray,
         positions: jax.Array | np.ndarray | None = None,
     ) -> jax.Array:
-        """Encodes one sequence a row.
-
-        Args:
-          token_ids: int32 [B, T].
-          mask: bool [B, T], padded on the right.
-          positions: int32 [B, T]; by default 0.. in every row.
-
-        Returns:
-          Hidden states after the last norm, [B, T, D].
-        """
-        token_ids = jnp.asarray(token_ids, jnp.int32)
-        if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(token_ids.shape[1], dtype=jnp.int32), token_ids.shape)
-        segment_ids = jnp.asarray(mask).astype(jnp.int32)
-        return _encode_tokens(self, token_ids, segment_ids, jnp.asarray(positions))
-
-
-@jax.jit
-def _encode_tokens(
-    tower: Encoder, token_ids: jax.Array, segment_ids: jax.Array, positions: jax.Array
-) -> jax.Array:
-    """Compiled for callers that are not: without it every call would trace the layers again."""
-    return tower.encode(tower.embed_tokens(token_ids), segment_ids, positions)
+        """Encodes one sequence a row; see `text_tower.encode_rows`."""
+        return encode_rows(self, token_ids, mask, positions)

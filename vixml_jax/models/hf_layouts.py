@@ -12,9 +12,22 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vixml_jax.errors import UserError
+
 Index = tuple[slice, ...]
 
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
+
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+}
+_HF_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu",
+                   "relu": "relu", "silu": "silu"}  # fmt: skip
 
 
 class Layout(Protocol):
@@ -85,7 +98,8 @@ class Table:
         wanted, columns = index
         start, stop = wanted.start, min(wanted.stop, self.rows)
         part = tensor[min(start, stop) : stop, columns]
-        return np.pad(part, ((0, wanted.stop - start - part.shape[0]), (0, 0)))
+        padding = wanted.stop - start - part.shape[0]
+        return np.pad(part, ((0, padding), (0, 0))) if padding else part
 
     def write(self, array: np.ndarray) -> np.ndarray:
         """See Layout."""
@@ -170,6 +184,11 @@ def linear(path: str, hf: str, bias: bool = True) -> list[Entry]:
     return [*entries, Entry(f"{path}.bias", f"{hf}.bias", Same())] if bias else entries
 
 
+def scale(path: str, hf: str) -> list[Entry]:
+    """Entries of an RMSNorm."""
+    return [Entry(f"{path}.scale", f"{hf}.weight", Same())]
+
+
 def layer_norm(path: str, hf: str) -> list[Entry]:
     """Entries of a LayerNorm."""
     return [Entry(f"{path}.scale", f"{hf}.weight", Same()), Entry(f"{path}.bias", f"{hf}.bias", Same())]
@@ -178,3 +197,19 @@ def layer_norm(path: str, hf: str) -> list[Entry]:
 def joined(*groups: Sequence[Entry]) -> list[Entry]:
     """All entries of all groups."""
     return [entry for group in groups for entry in group]
+
+
+def activation(name: str) -> str:
+    """Our name of a Hugging Face activation.
+
+    Raises:
+      UserError: if we do not have it.
+    """
+    if name not in _ACTIVATIONS:
+        raise UserError(f"activation {name!r} is not supported", fix="there are " + ", ".join(_ACTIVATIONS))
+    return _ACTIVATIONS[name]
+
+
+def hf_activation(name: str) -> str:
+    """Hugging Face's name of one of our activations."""
+    return _HF_ACTIVATIONS[name]

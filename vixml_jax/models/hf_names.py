@@ -6,35 +6,20 @@ from typing import Any
 
 from vixml_jax.errors import UserError
 from vixml_jax.models.encoder import EncoderConfig
-from vixml_jax.models.hf_layouts import Entry, Family, Patch, Same, Table, joined, layer_norm, linear
+from vixml_jax.models.hf_decoders import DECODERS
+from vixml_jax.models.hf_layouts import (
+    Entry,
+    Family,
+    Patch,
+    Same,
+    Table,
+    activation,
+    hf_activation,
+    joined,
+    layer_norm,
+    linear,
+)
 from vixml_jax.models.vision import VisionConfig
-
-_ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
-    "relu": "relu",
-    "silu": "silu",
-}
-_HF_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu",
-                   "relu": "relu", "silu": "silu"}  # fmt: skip
-
-
-def activation(name: str) -> str:
-    """Our name of a Hugging Face activation.
-
-    Raises:
-      UserError: if we do not have it.
-    """
-    if name not in _ACTIVATIONS:
-        raise UserError(f"activation {name!r} is not supported", fix="there are " + ", ".join(_ACTIVATIONS))
-    return _ACTIVATIONS[name]
-
-
-def hf_activation(name: str) -> str:
-    """Hugging Face's name of one of our activations."""
-    return _HF_ACTIVATIONS[name]
 
 
 def _read_bert(raw: dict[str, Any]) -> EncoderConfig:
@@ -165,6 +150,7 @@ TEXT_FAMILIES: dict[str, Family] = {
             r"embeddings\.position_ids",
         ),
     ),
+    **DECODERS,
 }
 
 

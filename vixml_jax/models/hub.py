@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from vixml_jax import files, sharding
 from vixml_jax.errors import UserError
 from vixml_jax.models import hf_names, presets
+from vixml_jax.models.decoder import Decoder, DecoderConfig
 from vixml_jax.models.encoder import Encoder, EncoderConfig
 from vixml_jax.models.hf_layouts import Entry, Family
 from vixml_jax.models.vision import VisionConfig, VisionTower
@@ -32,7 +33,7 @@ _DOWNLOADED = (
 )  # fmt: skip
 
 # Config class -> tower class. A config's class name is its "kind" in JSON.
-TOWERS: dict[type, type] = {EncoderConfig: Encoder, VisionConfig: VisionTower}
+TOWERS: dict[type, type] = {EncoderConfig: Encoder, DecoderConfig: Decoder, VisionConfig: VisionTower}
 
 
 def make_tower(
@@ -246,35 +247,51 @@ def _keep_layers(config: Any, layers: int | None, name: str) -> Any:
 
 
 class _Tensors:
-    """All tensors of a directory, by plain name, open for slicing."""
+    """All tensors of a directory, by plain name. One file at a time is mapped into memory."""
 
-    def __init__(self, directory: Path, family: Family, stack: contextlib.ExitStack):
+    def __init__(self, directory: Path, family: Family):
         if (directory / _WEIGHTS_INDEX).is_file():
             index = files.read_json(directory / _WEIGHTS_INDEX)
             names = sorted(set(index.get("weight_map", {}).values()))
         else:
             names = [_WEIGHTS]
-        self._handles: dict[str, tuple[Any, str]] = {}
+        self._opened: tuple[Path | None, Any] = (None, None)
+        self._places: dict[str, tuple[Path, str]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         for name in names:
             file = directory / name
             if not file.is_file():
                 raise UserError("no such file", file=file, fix="towers are read from safetensors only")
+            handle = self._open(file)
+            for key in handle.keys():  # noqa: SIM118  (not a mapping)
+                plain = family.plain_name(key)
+                if plain in self._places and not family.is_ignored(plain):
+                    raise UserError(f"holds {plain} twice, as {self._places[plain][1]} and {key}", file=file)
+                self._places[plain] = (file, key)
+                self._shapes[plain] = tuple(handle.get_slice(key).get_shape())
+
+    def _open(self, file: Path) -> Any:
+        if self._opened[0] != file:
+            self._opened = (None, None)  # before the next one takes its place in memory
             try:
-                handle = stack.enter_context(safe_open(file, framework="numpy"))
+                self._opened = (file, safe_open(file, framework="numpy"))
             except (SafetensorError, OSError) as error:
                 raise UserError(f"cannot be read: {error}", file=file) from None
-            for key in handle.keys():  # noqa: SIM118  (not a mapping)
-                self._handles[family.plain_name(key)] = (handle, key)
+        return self._opened[1]
 
     def __contains__(self, name: str) -> bool:
-        return name in self._handles
+        return name in self._places
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._handles)
+        return iter(self._places)
 
     def __getitem__(self, name: str) -> Any:
-        handle, key = self._handles[name]
-        return handle.get_slice(key)
+        file, key = self._places[name]
+        return self._open(file).get_slice(key)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._shapes[name]
 
 
 def load_weights(directory: Path, family: Family, config: Any, full_config: Any, **options: Any) -> Any:
@@ -290,17 +307,19 @@ def load_weights(directory: Path, family: Family, config: Any, full_config: Any,
     Raises:
       UserError: naming every tensor that is missing, unexpected or of another shape.
     """
-    with sharding.ensure() as mesh, contextlib.ExitStack() as stack:
-        tensors = _Tensors(directory, family, stack)
+    with sharding.ensure() as mesh:
+        tensors = _Tensors(directory, family)
         graphdef, abstract = nnx.get_abstract_model(
             lambda: make_tower(config, rngs=nnx.Rngs(0), **options), mesh
         )
         flat = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(abstract)}
         entries = {entry.path: entry for entry in family.entries(config)}
         _check(directory, family, tensors, entries, flat, full_config)
+        # The largest first: their copies in flight come and go while little else is there yet.
+        largest_first = sorted(flat, key=lambda path: -math.prod(flat[path].get_value().shape))
+        read = {path: _read(tensors, entries[path], flat[path].get_value()) for path in largest_first}
         state = nnx.from_flat_state(
-            (path, leaf.replace(_read(tensors, entries[".".join(map(str, path))], leaf.get_value())))
-            for path, leaf in nnx.to_flat_state(abstract)
+            (path, leaf.replace(read[".".join(map(str, path))])) for path, leaf in nnx.to_flat_state(abstract)
         )
         return nnx.merge(graphdef, state)
 
@@ -321,8 +340,8 @@ def _check(
         for name in names:
             if name not in tensors:
                 missing.append(name)
-            elif tuple(tensors[name].get_shape()) != wanted:
-                misshaped.append(f"{name} is {tuple(tensors[name].get_shape())}, should be {wanted}")
+            elif tensors.shape(name) != wanted:
+                misshaped.append(f"{name} is {tensors.shape(name)}, should be {wanted}")
     for entry in family.entries(full_config):
         expected |= {entry.hf.format(i=i) for i in range(full_config.num_layers)}
     unexpected = [name for name in tensors if name not in expected and not family.is_ignored(name)]
@@ -340,7 +359,7 @@ def _check(
 
 
 def _read(tensors: _Tensors, entry: Entry, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    """Reads one parameter to its sharding, stacking the layers' tensors where it is stacked."""
+    """Reads one parameter to its sharding, layer by layer where layers are stacked."""
     parts: dict[tuple[tuple[int, int], ...], np.ndarray] = {}  # devices that hold the same part share it
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -348,12 +367,14 @@ def _read(tensors: _Tensors, entry: Entry, leaf: jax.ShapeDtypeStruct) -> jax.Ar
         bounds = tuple(s.indices(size)[:2] for s, size in zip(index, leaf.shape, strict=True))
         if bounds not in parts:
             slices = tuple(slice(*bound) for bound in bounds)
+            array = np.empty([stop - start for start, stop in bounds], leaf.dtype)
             if entry.stacked:
-                names = [entry.hf.format(i=i) for i in range(*bounds[0])]
-                array = np.stack([entry.layout.read(tensors[name], slices[1:]) for name in names])
+                for row, layer in enumerate(range(*bounds[0])):
+                    array[row] = entry.layout.read(tensors[entry.hf.format(i=layer)], slices[1:])
             else:
-                array = entry.layout.read(tensors[entry.hf], slices)
-            parts[bounds] = np.ascontiguousarray(array.astype(leaf.dtype))
+                array[...] = entry.layout.read(tensors[entry.hf], slices)
+            parts[bounds] = array
         return parts[bounds]
 
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, part, dtype=leaf.dtype)
+    array = jax.make_array_from_callback(leaf.shape, leaf.sharding, part, dtype=leaf.dtype)
+    return array.block_until_ready()  # a copy under way would keep the parts in memory

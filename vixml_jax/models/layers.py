@@ -305,18 +305,33 @@ class Mlp(nnx.Module):
       dim: model dimension D.
       hidden_dim: F.
       activation: a key of ACTIVATIONS.
+      gated: whether the activation goes to a third map, which multiplies the first (Shazeer 2020).
     """
 
     def __init__(
-        self, dim: int, hidden_dim: int, *, activation: str, rngs: nnx.Rngs, bias: bool = True, **options: Any
+        self,
+        dim: int,
+        hidden_dim: int,
+        *,
+        activation: str,
+        rngs: nnx.Rngs,
+        bias: bool = True,
+        gated: bool = False,
+        **options: Any,
     ):
-        self.up_proj = Linear(dim, hidden_dim, axes=("embed", "mlp"), bias=bias, rngs=rngs, **options)
-        self.down_proj = Linear(hidden_dim, dim, axes=("mlp", "embed"), bias=bias, rngs=rngs, **options)
+        options.update(bias=bias, rngs=rngs)
+        self.up_proj = Linear(dim, hidden_dim, axes=("embed", "mlp"), **options)
+        self.gate_proj = Linear(dim, hidden_dim, axes=("embed", "mlp"), **options) if gated else None
+        self.down_proj = Linear(hidden_dim, dim, axes=("mlp", "embed"), **options)
         self.activation = activation
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """Maps [..., D] to [..., D]."""
-        return self.down_proj(ACTIVATIONS[self.activation](self.up_proj(x_BTD)))
+        activate = ACTIVATIONS[self.activation]
+        up_BTF = self.up_proj(x_BTD)
+        if self.gate_proj is None:
+            return self.down_proj(activate(up_BTF))
+        return self.down_proj(activate(self.gate_proj(x_BTD)) * up_BTF)
 
 
 def stack_layers(make: Callable[[nnx.Rngs], Layer], num: int, rngs: nnx.Rngs) -> Layer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,24 +13,8 @@ from jax.typing import DTypeLike
 
 from vixml_jax import sharding
 from vixml_jax.models.layers import Linear, constrain
+from vixml_jax.models.text_tower import TextTower
 from vixml_jax.types import PackedTokens
-
-
-class TextTower(Protocol):
-    """What a text tower offers: encoders and decoders alike."""
-
-    @property
-    def dim(self) -> int:
-        """Size of a hidden state."""
-        ...
-
-    def embed_tokens(self, token_ids_BT: jax.Array) -> jax.Array:
-        """[B, T] -> [B, T, D]: input embeddings."""
-        ...
-
-    def encode(self, inputs_BTD: jax.Array, segment_ids_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        """[B, T, D] -> [B, T, D]: hidden states after the last norm."""
-        ...
 
 
 def l2_normalize(x: jax.Array, eps: float = 1e-6) -> jax.Array:
