@@ -1,10 +1,10 @@
-"""Your own catalogue, as `vixml prepare` made it from JSON lines or the Extreme Classification Repository's files.
+"""Your own catalogue, as `vixml prepare` made it.
 
   vixml prepare --raw=my_catalogue --out=data/mine
   vixml train --config=configs/own.py:images=3 --config.dataset.dir=data/mine --workdir=runs/mine
 
-Arguments: images (0 = text only), epochs, smoke. Give --config.text.checkpoint a Hugging Face directory or hub
-name; without one the tower starts from random weights.
+Arguments: images (0 = text only), epochs, smoke. Give --config.text.checkpoint a Hugging Face directory or
+hub name; without one the tower starts from random weights.
 """
 
 from ml_collections import ConfigDict

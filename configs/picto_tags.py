@@ -4,9 +4,9 @@
   vixml train --config=configs/picto_tags.py:images=0 --config.text.checkpoint=MINILM_L6_DIR \
       --config.dataset.dir=data/picto_tags --workdir=runs/picto_text
 
-Arguments: images (0 = text only, 3), smoke. Figures and minutes: docs/results.md. Chosen on held-out training
-queries (--config.dataset.holdout=0.12 --config.dataset.holdout_by=first_word, as the test split was drawn), never
-on the test split.
+Arguments: images (0 = text only, 3), smoke. Figures and minutes: docs/results.md. Chosen on held-out
+training queries (--config.dataset.holdout=0.12 --config.dataset.holdout_by=first_word, as the test split was
+drawn), never on the test split.
 """
 
 from ml_collections import ConfigDict
@@ -22,8 +22,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.text.checkpoint = "random:minilm-l6"
     config.text.dtype = "bfloat16"
     config.vision.images = args.images
-    # A softmax over the batch: these labels do not look like their queries, and the triplet losses, drawn to the
-    # hardest negatives, then let all embeddings fall together within 20 steps (loss 0.31 = three least margins).
+    # A softmax over the batch: these labels do not look like their queries, and the triplet losses, drawn to
+    # the hardest negatives, then let all embeddings fall together within 20 steps (loss 0.31, of margins).
     config.loss.name = "decoupled_softmax"
     config.loss.temperature = 0.05
     config.loss.positives = "uniform"  # on held-out queries better than by inverse propensity in all but PSP

@@ -21,8 +21,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.dataset.fields = ("title", "content")  # artist, date, medium and group stand in the content
     config.text.checkpoint = "random:minilm-l6"
     config.text.dtype = "bfloat16"
-    # A softmax over the batch: these labels do not look like their queries, and the triplet losses, drawn to the
-    # hardest negatives, then let all embeddings fall together within 20 steps (loss 0.31 = three least margins).
+    # A softmax over the batch: these labels do not look like their queries, and the triplet losses, drawn to
+    # the hardest negatives, then let all embeddings fall together within 20 steps (loss 0.31, of margins).
     config.loss.name = "decoupled_softmax"
     config.loss.temperature = 0.05
     config.loss.positives = "uniform"  # half of the labels have one query; the frequent ones make P@1
