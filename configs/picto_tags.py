@@ -19,6 +19,7 @@ def get_config(arg: str = "") -> ConfigDict:
     args = config_lib.parse_arg(arg, images=0, smoke=False)
     config = config_lib.base()
     config.dataset.dir = "data/picto_tags"
+    config.dataset.fields = ("title", "content")  # the set's name: each set has keywords of its own
     config.text.checkpoint = "random:minilm-l6"
     config.text.dtype = "bfloat16"
     config.vision.images = args.images
@@ -33,7 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.mining.start = 2
     config.mining.every = 2
     config.mining.double_at = ()
-    config.train.epochs = 5
+    config.train.epochs = 4
     config.train.batch_size = 512
     config.checkpoint.every_steps = 0  # epochs are short
     config.retrieval.query_weight = 0.1  # ViXML; on held-out queries 0.1 to 0.9 are alike, 0 is far behind
