@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -20,9 +21,20 @@ from vixml_jax.train import train
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 
+@pytest.fixture(autouse=True)
+def _quick(one_device):
+    """Every test of this file."""
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run with pictures, and its raw folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
+        return _run(tmp_path_factory)
+
+
+def _run(tmp_path_factory):
     root = tmp_path_factory.mktemp("commands")
     prepare(tiny.write_raw(root / "raw", seed=1), root / "dataset", "tiny")
     config = tiny.config(root / "dataset", images=2)
@@ -163,7 +175,7 @@ def test_mistakes_take_one_line(run, tmp_path, capsys, queries):
     message = fails(
         capsys, "train", f"--config={config}", f"--workdir={tmp_path / 'w'}", "--config.optimizer.learning=1"
     )
-    assert "config.optimizer.lr" in message or "config.optimizer." in message
+    assert "did you mean config.optimizer." in message
     message = fails(capsys, "train", f"--config={config}", f"--workdir={tmp_path / 'w'}")
     assert "config.dataset.dir" in message
 

@@ -93,7 +93,7 @@ def untrained(dataset, tmp_path, request):
 
 
 def write_qwen_tokenizer(directory):
-    qwen = transformers.Qwen2Tokenizer(learned["vocab"], list(map(tuple, learned["merges"])))
+    """A byte-level vocabulary as Qwen's: for its towers AutoTokenizer takes no other kind."""
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()

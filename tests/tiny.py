@@ -51,6 +51,7 @@ def config(dataset: Path, images: int = 0):
     config.dataset.max_train = 0
     config.dataset.max_test = 0
     config.text.vocab_size = 256
+    config.text.max_tokens = 16
     config.vision.images = images
     config.train.epochs = 3
     config.train.batch_size = 32

@@ -17,6 +17,11 @@ from vixml_jax.prepare import prepare
 from vixml_jax.train import train
 
 
+@pytest.fixture(autouse=True)
+def _quick(one_device):
+    """Every test but that of the meshes."""
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     root = tmp_path_factory.mktemp("tiny")
@@ -83,12 +88,13 @@ def run_until(workdir, dataset, step):
     while process.poll() is None:
         path = workdir / "metrics.jsonl"
         if step is not None and path.exists() and f'"step": {step},' in path.read_text():
+            saved = [path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.01)
     _, errors = process.communicate()
-    if step is None:
-        assert process.returncode == 0, errors
+    assert process.returncode == (0 if step is None else -signal.SIGKILL), errors
+    assert step is None or saved, "killed before there was a checkpoint"
 
 
 def test_killed_and_continued_is_uninterrupted(dataset, tmp_path):

@@ -71,6 +71,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except FloatingPointError as error:
+        return _fail(str(error))  # training says at which step, and what to try
     except OSError as error:
         # These are the state of the user's disk. A missing file is checked for where it is read, so that
         # one which turns up here is a bug.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -203,9 +204,33 @@ def validate(config: ConfigDict) -> None:
                 "checkpoint.keep"):  # fmt: skip
         if get(config, key) < 1:
             raise UserError(f"config.{key}={get(config, key)}", fix="give at least 1")
-    for key in ("train.epochs", "vision.images", "text.layers", "checkpoint.every_steps", "eval.every"):
+    for key in ("train.epochs", "vision.images", "text.layers", "checkpoint.every_steps", "eval.every",
+                "train.seed", "dataset.max_train", "dataset.max_test", "optimizer.warmup_steps",
+                "optimizer.weight_decay", "optimizer.clip_norm"):  # fmt: skip
         if get(config, key) < 0:
             raise UserError(f"config.{key}={get(config, key)}", fix="give 0 or more")
+    for key in ("loss.temperature", "retrieval.temperature", "optimizer.lr", "optimizer.head_lr",
+                "optimizer.eps", "dataset.B"):  # fmt: skip
+        if not 0 < get(config, key) < math.inf:
+            raise UserError(f"config.{key}={get(config, key)}", fix="give a number above 0")
+    if not 0 <= config.prototype.dropout < 1:
+        raise UserError(
+            f"config.prototype.dropout={config.prototype.dropout}", fix="give a share from 0 up to below 1"
+        )
+    if not 0 < config.retrieval.target_recall <= 1:
+        raise UserError(
+            f"config.retrieval.target_recall={config.retrieval.target_recall}",
+            fix="give a share above 0 and up to 1",
+        )
+    if not config.eval.ks or min(config.eval.ks) < 1:
+        raise UserError(f"config.eval.ks={tuple(config.eval.ks)}", fix="give cuts of at least 1")
+    longest = config.text.max_tokens + config.vision.images
+    if longest > config.train.row_length:
+        raise UserError(
+            f"items of up to {longest} slots (config.text.max_tokens and config.vision.images) do not fit "
+            f"config.train.row_length={config.train.row_length}",
+            fix=f"give --config.train.row_length={-(-longest // 32) * 32}",
+        )
     if not 0 <= config.dataset.holdout < 1:
         raise UserError(
             f"config.dataset.holdout={config.dataset.holdout}", fix="give a share from 0 up to below 1"

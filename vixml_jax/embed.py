@@ -11,8 +11,13 @@ Examples:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import itertools
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,10 +25,10 @@ import pyarrow.parquet as pq
 from absl import flags
 
 from vixml_jax import config as config_lib
-from vixml_jax import files, sharding
+from vixml_jax import files, predict, sharding
 from vixml_jax import run as run_lib
+from vixml_jax.data.query_lines import read_queries
 from vixml_jax.errors import UserError
-from vixml_jax.predict import XmcModel, read_queries
 
 
 def define_flags() -> None:
@@ -42,13 +47,27 @@ def main() -> int:
     out = Path(flags.FLAGS.out)
     if out.suffix not in WRITERS:
         raise UserError(f"--out ends with {out.suffix!r}", file=out, fix="give .npy, .parquet or .tsv")
-    embeddings_ND, uids, titles = embed(Path(flags.FLAGS.workdir), flags.FLAGS.of)
-    WRITERS[out.suffix](out, embeddings_ND, uids, titles)
-    print(f"{len(embeddings_ND):,} embeddings of {embeddings_ND.shape[1]} dimensions are in {out}")
+    dim, parts = embed(Path(flags.FLAGS.workdir), flags.FLAGS.of)
+    count = WRITERS[out.suffix](out, dim, parts)
+    print(f"{count:,} embeddings of {dim} dimensions are in {out}")
     return 0
 
 
-def embed(workdir: Path, of: str) -> tuple[np.ndarray, Sequence[str], Sequence[str]]:
+class Part(NamedTuple):
+    """Consecutive rows of a split or file.
+
+    Attributes:
+      embeddings_ND: L2-normalised float32 [N, D].
+      uids: [N].
+      titles: [N].
+    """
+
+    embeddings_ND: np.ndarray
+    uids: Sequence[str]
+    titles: Sequence[str]
+
+
+def embed(workdir: Path, of: str) -> tuple[int, Iterator[Part]]:
     """Embeds a split of the run's dataset, or the queries of a JSONL file.
 
     Args:
@@ -56,54 +75,103 @@ def embed(workdir: Path, of: str) -> tuple[np.ndarray, Sequence[str], Sequence[s
       of: "train", "test", "labels" or a path.
 
     Returns:
-      L2-normalised float32 [N, D], uids [N], titles [N].
+      The embeddings' dimensions, and the parts: one for a split, one for each chunk of a file, which is
+      embedded when it is asked for.
     """
     if of not in ("train", "test", "labels"):
-        if not Path(of).is_file():
+        if not Path(of).exists():
             raise UserError("no such file", file=of, fix="give train, test, labels or a JSONL file")
-        with open(of, encoding="utf-8") as lines:
-            queries = list(read_queries(lines, of))
-        embeddings = XmcModel.load(workdir).encode_records(queries)
-        return embeddings, [query["uid"] for query in queries], [query["title"] for query in queries]
+        queries = read_queries(of)
+        model = predict.XmcModel.load(workdir)
+        return model.dim, _parts(model, queries)
     config = config_lib.load(workdir / "config.json")
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     with sharding.use(mesh):
-        run, params, tables = run_lib.load(config, workdir, mesh)
+        run, model = run_lib.load(config, workdir, mesh)
         bank = getattr(run.banks, of)
         if of == "labels":
-            embeddings = run.embedder.labels(params, run.frozen, bank, tables)
+            embeddings_ND = run.embedder.labels(model.params, run.frozen, bank, model.tables)
         else:
-            embeddings = run.embedder.queries(params, run.frozen, bank, f"embed {of}")
+            embeddings_ND = run.embedder.queries(model.params, run.frozen, bank, f"embed {of}")
     split = getattr(run.dataset, of)
-    return embeddings, split.uids, split.titles
+    return embeddings_ND.shape[1], iter([Part(embeddings_ND, split.uids, split.titles)])
 
 
-def write_npy(out: Path, embeddings_ND: np.ndarray, uids: Sequence[str], titles: Sequence[str]) -> None:
-    """Writes float32 [N, D]; rows are those of the split or file."""
-    with files.atomic_file(out) as file:
-        np.save(file, embeddings_ND)
+def write_npy(out: Path, dim: int, parts: Iterable[Part]) -> int:
+    """Writes float32 [N, D]; rows are those of the split or file. Returns N."""
+    count = 0
+    with _seekable_file(out) as file:
+        # A header leaves room for any N: that of the rows counted then takes the place of the first one.
+        _write_npy_header(file, count, dim)
+        for part in parts:
+            file.write(np.ascontiguousarray(part.embeddings_ND, "<f4").data)
+            count += len(part.embeddings_ND)
+        file.seek(0)
+        _write_npy_header(file, count, dim)
+    return count
 
 
-def write_parquet(out: Path, embeddings_ND: np.ndarray, uids: Sequence[str], titles: Sequence[str]) -> None:
-    """Writes the columns uid, title and embedding (fixed-size list of float32)."""
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings_ND.ravel()), embeddings_ND.shape[1])
-    table = pa.table({"uid": list(map(str, uids)), "title": list(titles), "embedding": vectors})
-    with files.atomic_file(out) as file:
-        pq.write_table(table, file)
+def write_parquet(out: Path, dim: int, parts: Iterable[Part]) -> int:
+    """Writes the columns uid, title and embedding (fixed-size list of float32). Returns their length."""
+    count = 0
+    kind = pa.list_(pa.float32(), dim)
+    schema = pa.schema({"uid": pa.string(), "title": pa.string(), "embedding": kind})
+    with _seekable_file(out) as file, pq.ParquetWriter(file, schema) as writer:
+        for embeddings_ND, uids, titles in parts:
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings_ND.ravel()), type=kind)
+            writer.write_table(pa.table([list(map(str, uids)), list(titles), vectors], schema=schema))
+            count += len(embeddings_ND)
+    return count
 
 
-def write_projector(out: Path, embeddings_ND: np.ndarray, uids: Sequence[str], titles: Sequence[str]) -> None:
-    """Writes tab-separated vectors and their metadata, as TensorBoard's projector reads them."""
-    with files.atomic_file(out, "w") as file:
-        np.savetxt(file, embeddings_ND, fmt="%.6g", delimiter="\t")
-    with files.atomic_file(out.with_suffix(".metadata.tsv"), "w") as file:
-        file.write("uid\ttitle\n")
-        for uid, title in zip(uids, titles, strict=True):
-            file.write(f"{' '.join(str(uid).split())}\t{' '.join(title.split())}\n")
+def write_projector(out: Path, dim: int, parts: Iterable[Part]) -> int:
+    """Writes tab-separated vectors and their metadata, as TensorBoard's projector reads them.
+
+    Returns the number of rows.
+    """
+    count = 0
+    with (
+        files.atomic_file(out, "w") as vectors,
+        files.atomic_file(out.with_suffix(".metadata.tsv"), "w") as metadata,
+    ):
+        metadata.write("uid\ttitle\n")
+        for embeddings_ND, uids, titles in parts:
+            np.savetxt(vectors, embeddings_ND, fmt="%.6g", delimiter="\t")
+            for uid, title in zip(uids, titles, strict=True):
+                metadata.write(f"{' '.join(str(uid).split())}\t{' '.join(title.split())}\n")
+            count += len(embeddings_ND)
+    return count
 
 
-WRITERS: dict[str, Callable[[Path, np.ndarray, Sequence[str], Sequence[str]], None]] = {
+WRITERS: dict[str, Callable[[Path, int, Iterable[Part]], int]] = {
     ".npy": write_npy,
     ".parquet": write_parquet,
     ".tsv": write_projector,
 }
+
+
+def _parts(model: predict.XmcModel, queries: Iterator[dict[str, Any]]) -> Iterator[Part]:
+    while chunk := list(itertools.islice(queries, predict.QUERIES_PER_CHUNK)):
+        yield Part(
+            model.encode_records(chunk),
+            [query["uid"] for query in chunk],
+            [query["title"] for query in chunk],
+        )
+
+
+def _write_npy_header(file: IO[bytes], count: int, dim: int) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (count, dim)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+@contextlib.contextmanager
+def _seekable_file(out: Path) -> Iterator[IO[bytes]]:
+    """Opens a file to write; what goes to a pipe or a device is gathered in a temporary file first."""
+    with files.atomic_file(out) as file:
+        if not out.exists() or out.is_file():
+            yield file
+            return
+        with tempfile.TemporaryFile() as whole:
+            yield whole
+            whole.seek(0)
+            shutil.copyfileobj(whole, file)

@@ -51,8 +51,8 @@ def main() -> int:
         run_lib.begin(config, workdir)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     with sharding.use(mesh):
-        run, params, tables = run_lib.load(config, workdir, mesh)
-        write(run, evaluate(run, params, tables))
+        run, model = run_lib.load(config, workdir, mesh)
+        write(run, evaluate(run, model.params, model.tables), model.step)
     return 0
 
 
@@ -75,17 +75,33 @@ class Evaluation:
     searcher: Searcher
 
 
+def build_searcher(run: Run, params: nnx.State, tables: Tables) -> tuple[Searcher, np.ndarray]:
+    """Embeds the labels and, where they are searched too, the training queries; builds the indexes.
+
+    Returns:
+      The indexes, and the label embeddings float32 [L, D].
+    """
+    config, dataset = run.config, run.dataset
+    labels_LD = run.embedder.labels(params, run.frozen, run.banks.labels, tables)
+    # Those that the steps gathered are some steps old: good enough to tune an index on, not to be searched.
+    if config.retrieval.query_weight:
+        train_queries_ND = run.embedder.queries(params, run.frozen, run.banks.train, "embed train queries")
+    else:
+        train_queries_ND = np.asarray(tables.query_embeddings)[: len(dataset.train)]
+    searcher = Searcher.build(labels_LD, train_queries_ND, dataset.train_targets, config.retrieval)
+    return searcher, labels_LD
+
+
 def evaluate(run: Run, params: nnx.State, tables: Tables) -> Evaluation:
     """Embeds, retrieves and scores the test split."""
     config, dataset = run.config, run.dataset
-    labels_LD = run.embedder.labels(params, run.frozen, run.banks.labels, tables)
+    searcher, labels_LD = build_searcher(run, params, tables)
     queries_ND = run.embedder.queries(params, run.frozen, run.banks.test, "embed test queries")
-    train_queries_ND = np.asarray(tables.query_embeddings)[: len(dataset.train)]
-    searcher = Searcher.build(labels_LD, train_queries_ND, dataset.train_targets, config.retrieval)
     pairs = dataset.filter_pairs_test
     # A row's filter pairs are cut out of what is retrieved, so that many more are needed.
     extra = int(np.bincount(pairs[:, 0]).max()) if len(pairs) else 0
-    predictions = searcher.search(queries_ND, min(config.retrieval.k + extra, len(labels_LD)))
+    k = max(config.retrieval.k, *config.eval.ks, *metrics.RECALL_CUTS)
+    predictions = searcher.search(queries_ND, min(k + extra, len(labels_LD)))
     figures = metrics.evaluate(
         predictions,
         dataset.test_targets,
@@ -98,12 +114,12 @@ def evaluate(run: Run, params: nnx.State, tables: Tables) -> Evaluation:
     return Evaluation(figures, predictions, queries_ND, labels_LD, searcher)
 
 
-def write(run: Run, result: Evaluation) -> dict[str, float]:
-    """Writes an evaluation into the run's workdir and prints its table; returns the figures."""
+def write(run: Run, result: Evaluation, step: int) -> dict[str, float]:
+    """Writes an evaluation of the checkpoint of `step` into the workdir; prints and returns its figures."""
     if distributed.is_lead():
         save_array(run.workdir / "embeddings" / "test.npy", result.queries)
         save_array(run.workdir / "embeddings" / "labels.npy", result.labels)
-        result.searcher.save(run.workdir)
+        result.searcher.save(run.workdir, step)
         with files.atomic_file(run.workdir / "predictions.npz") as file:
             scipy.sparse.save_npz(file, to_csr(result.predictions, len(result.labels)))
         files.write_json(run.workdir / "metrics.json", result.figures)

@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from vixml_jax.errors import UserError
 
+# Temporary neighbours that nothing has touched for so long, and nobody holds, are those of a killed run.
+STALE_SECONDS = 24 * 60 * 60
+
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
-    """Opens a temporary neighbour of `path`; renames it to `path` on success, removes it on failure."""
+    """Opens a temporary neighbour of `path`; renames it to `path` on success, removes it on failure.
+
+    A link stays one: the file that it leads to is replaced. What is there and cannot be replaced, such as
+    /dev/null or a named pipe, is written to as it is.
+    """
     path = Path(path)
+    encoding = None if "b" in mode else "utf-8"
+    if path.exists() and not path.is_file():
+        with open(path, mode, encoding=encoding) as file:
+            yield file
+        return
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with os.fdopen(handle, mode, encoding=encoding) as file:
+            _hold(handle)
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(handle)
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
         os.replace(temporary, path)
     except BaseException:
@@ -42,8 +60,11 @@ def atomic_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    handle = os.open(temporary, os.O_RDONLY)
     try:
+        _hold(handle)
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
         if path.exists():
@@ -56,6 +77,8 @@ def atomic_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        os.close(handle)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -81,6 +104,45 @@ def fingerprint(*parts: Any) -> str:
     """Returns 16 hex digits that change when any of the JSON-able `parts` changes."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _remove_stale(path: Path) -> None:
+    """Removes the temporary neighbours of `path` that killed runs left behind."""
+    temporary = re.compile(re.escape(f".{path.name}.") + r"[a-z0-9_]{8}\.(part|old)")
+    with os.scandir(path.parent) as entries:
+        found = [Path(entry.path) for entry in entries if temporary.fullmatch(entry.name)]
+    for entry in found:
+        # Without `path` the old one may be the only copy there is.
+        if entry.suffix == ".old" and not path.exists():
+            continue
+        with contextlib.suppress(OSError):  # another run has removed it, or it belongs to somebody else
+            if _is_stale(entry):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def _is_stale(temporary: Path) -> bool:
+    """Whether nothing in a temporary file or directory is recent, and no process holds it."""
+    if temporary.is_symlink() or not (temporary.is_file() or temporary.is_dir()):
+        return False
+    newest = max(path.lstat().st_mtime for path in [temporary, *temporary.rglob("*")])
+    if time.time() - newest < STALE_SECONDS:
+        return False
+    handle = os.open(temporary, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: the age must do
+        return True
+    finally:
+        os.close(handle)
+    return True
+
+
+def _hold(handle: int) -> None:
+    """Marks a temporary file or directory as one that is still being written, until `handle` is closed."""
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def _umask() -> int:

@@ -12,11 +12,12 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from vixml_jax import sharding
+from vixml_jax.errors import UserError
 from vixml_jax.models import hub
 from vixml_jax.models.dual_encoder import DualEncoder
+from vixml_jax.models.encoder import EncoderConfig
 from vixml_jax.models.prototypes import PrimeHead, free_vectors
 from vixml_jax.models.two_tower import TwoTower, image_projection, standardised_projection
-from vixml_jax.train_state import TABLE_ROWS_MULTIPLE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,8 @@ class ModelSpec:
       num_vectors: C, free vectors; a multiple of TABLE_ROWS_MULTIPLE.
       heads, feed_forward, dropout: of the prototype net.
       learned_logits: whether the sigmoid loss's scale and bias are there.
-      num_labels, num_queries: L and N of the dataset it was trained on.
+      num_labels, num_queries: L and N of the dataset it is trained on.
+      dataset: fingerprint of that dataset.
       dtype, remat: of the tower's computation.
     """
 
@@ -48,6 +50,7 @@ class ModelSpec:
     learned_logits: bool
     num_labels: int
     num_queries: int
+    dataset: str
     dtype: str
     remat: str
 
@@ -58,6 +61,7 @@ def create(
     vocab_size: int,
     num_labels: int,
     num_queries: int,
+    dataset: str,
     image_features: np.ndarray | None,
 ) -> tuple[DualEncoder, ModelSpec]:
     """Builds the model that a run starts from, in the mesh that is set.
@@ -67,6 +71,7 @@ def create(
       vocab_size: of the tokenizer; random presets are built for it.
       num_labels: L.
       num_queries: N.
+      dataset: its fingerprint.
       image_features: float [n, V] sample of the image bank, or None for text only. The projection starts so
         that its outputs on it have the mean and spread of word embeddings: features of a frozen tower may
         vary little around a large mean.
@@ -79,19 +84,40 @@ def create(
         layers=config.text.layers or None,
         remat=config.text.remat,
     )
+    if vocab_size > text.config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {vocab_size} tokens, the tower {text.config.vocab_size}",
+            file=config.text.checkpoint,
+            fix="give a checkpoint whose tokenizer and config.json belong together",
+        )
+    if not isinstance(text.config, EncoderConfig):
+        raise UserError(
+            f"config.text.checkpoint={config.text.checkpoint!r} is a decoder, whose prompts and adapters are "
+            "not there yet",
+            fix="give an encoder of the BERT family",
+        )
+    if config.train.row_length > text.config.max_positions < config.text.max_tokens + config.vision.images:
+        raise UserError(
+            f"items of up to {config.text.max_tokens + config.vision.images} slots, but the tower has "
+            f"{text.config.max_positions} positions",
+            fix="give a lower --config.text.max_tokens",
+        )
     spec = ModelSpec(
         text=hub.tower_config_to_json(text.config),
         dim=text.dim,
         image_dim=0 if image_features is None else image_features.shape[1],
         pooling=config.text.pooling,
         prototype=config.prototype.kind,
-        num_vectors=sharding.round_up(min(config.prototype.free_vectors, num_labels), TABLE_ROWS_MULTIPLE),
+        num_vectors=sharding.round_up(
+            min(config.prototype.free_vectors, num_labels), sharding.TABLE_ROWS_MULTIPLE
+        ),
         heads=config.prototype.heads,
         feed_forward=config.prototype.feed_forward,
         dropout=config.prototype.dropout,
         learned_logits=config.loss.name == "sigmoid",
         num_labels=num_labels,
         num_queries=num_queries,
+        dataset=dataset,
         dtype=config.text.dtype,
         remat=config.text.remat,
     )

@@ -22,8 +22,9 @@ import numpy as np
 from absl import flags
 
 from vixml_jax import banks as banks_lib
-from vixml_jax import data, files, sharding
+from vixml_jax import data, evaluate, files, retrieval, sharding
 from vixml_jax import run as run_lib
+from vixml_jax.data import query_lines
 from vixml_jax.data.items import ItemBank
 from vixml_jax.data.packing import Template
 from vixml_jax.data.pictures import Picture
@@ -51,16 +52,14 @@ def main() -> int:
         if not flags.FLAGS[name].value:
             raise UserError(f"predict needs --{name}", fix="see `vixml predict --help`")
     source = flags.FLAGS.input
-    if source != "-" and not Path(source).is_file():
-        raise UserError("no such file", file=source)
+    queries = query_lines.read_queries(sys.stdin if source == "-" else source, source)
     model = XmcModel.load(flags.FLAGS.workdir)
     with ExitStack() as stack:
-        lines = sys.stdin if source == "-" else stack.enter_context(open(source, encoding="utf-8"))
         if flags.FLAGS.output == "-":
             target: IO[str] = sys.stdout
         else:
             target = stack.enter_context(files.atomic_file(flags.FLAGS.output, "w"))
-        for record in model.predict_records(read_queries(lines, source), flags.FLAGS.k):
+        for record in model.predict_records(queries, flags.FLAGS.k):
             target.write(json.dumps(record, ensure_ascii=False) + "\n")
     return 0
 
@@ -82,7 +81,7 @@ class XmcModel:
         )
         self._searcher: Searcher | None = None
         self._labels: data.dataset.Split | None = None
-        self._label_texts_LD: np.ndarray | None = None
+        self._label_texts: retrieval.index.Index | None = None
         self._known: dict[str, int] | None = None
 
     @classmethod
@@ -115,16 +114,17 @@ class XmcModel:
 
     @property
     def searcher(self) -> Searcher:
-        """The indexes that training or `vixml eval` saved; built anew where there are none."""
+        """The saved indexes; built anew where there are none, or they are of another checkpoint."""
         if self._searcher is None:
-            config = self._model.config
-            dataset = run_lib.open_dataset(config)
-            self._searcher = Searcher.load(self._workdir, dataset.train_targets, config.retrieval)
+            model = self._model
+            dataset = run_lib.open_dataset(model.config)
+            run_lib.check_dataset(dataset, model.spec, model.config)
+            settings = model.config.retrieval
+            self._searcher = Searcher.load(self._workdir, dataset.train_targets, settings, model.step)
             if self._searcher is None:
-                train_queries_ND = np.asarray(self._model.tables.query_embeddings)[: len(dataset.train)]
-                self._searcher = Searcher.build(
-                    self._label_embeddings(), train_queries_ND, dataset.train_targets, config.retrieval
-                )
+                with sharding.use(self._mesh):
+                    run, model = run_lib.load(model.config, self._workdir, self._mesh)
+                    self._searcher, _ = evaluate.build_searcher(run, model.params, model.tables)
         return self._searcher
 
     def encode_queries(
@@ -150,12 +150,13 @@ class XmcModel:
         """
         model, tables = self._model, self._model.tables
         texts_ND = self._pooled(texts, images, "embed labels")
+        if not len(texts_ND):
+            return texts_ND
         rows = np.array([self._known_labels().get(text, -1) for text in texts], np.int64)
         new = rows < 0
         donors = rows.copy()
         if new.any() and model.spec.prototype != "none":
-            known_LD = normalized(self._known_label_texts())
-            donors[new] = (normalized(texts_ND[new]) @ known_LD.T).argmax(1)
+            donors[new] = self._known_label_texts().search(normalized(texts_ND[new]), 1)[0][:, 0]
         donors = np.maximum(donors, 0)
         clusters_N = np.asarray(tables.label_clusters)[donors]
         centroids_ND = np.where(new[:, None], 0, np.asarray(tables.centroids)[donors]).astype(np.float32)
@@ -163,7 +164,7 @@ class XmcModel:
             return self._embedder.prototypes(model.params, model.frozen, texts_ND, clusters_N, centroids_ND)
 
     def encode_records(self, queries: Sequence[dict[str, Any]]) -> np.ndarray:
-        """Embeds records as `read_queries` yields them, float32 [N, D]."""
+        """Embeds records as `query_lines.read_queries` yields them, float32 [N, D]."""
         return self.encode_queries(self._texts(queries), [query["images"] for query in queries])
 
     def predict(
@@ -179,7 +180,7 @@ class XmcModel:
         return found.ids, found.scores
 
     def predict_records(self, queries: Iterator[dict[str, Any]], k: int) -> Iterator[dict[str, Any]]:
-        """Yields an output record for each record of `read_queries`, in order, a chunk at a time."""
+        """Yields an output record for each of `query_lines.read_queries`, in order, a chunk at a time."""
         uids, titles = self.labels.uids, self.labels.titles
         for chunk in _chunks(queries, QUERIES_PER_CHUNK):
             ids, scores = self.predict(self._texts(chunk), [query["images"] for query in chunk], k)
@@ -225,47 +226,13 @@ class XmcModel:
             self._known = {text: row for row, text in reversed(list(enumerate(texts)))}
         return self._known
 
-    def _known_label_texts(self) -> np.ndarray:
-        """Pooled embeddings of the dataset's labels, by text alone."""
-        if self._label_texts_LD is None:
+    def _known_label_texts(self) -> retrieval.index.Index:
+        """Exact search over the embeddings of the dataset's labels, by text alone; in blocks."""
+        if self._label_texts is None:
             texts = self.labels.text_of(tuple(self._model.config.dataset.fields))
-            self._label_texts_LD = self._pooled(list(texts), None, "embed known labels")
-        return self._label_texts_LD
-
-    def _label_embeddings(self) -> np.ndarray:
-        model = self._model
-        with sharding.use(self._mesh):
-            run, params, tables = run_lib.load(model.config, self._workdir, self._mesh)
-            return run.embedder.labels(params, run.frozen, run.banks.labels, tables)
-
-
-def read_queries(lines: Iterator[str] | IO[str], name: str) -> Iterator[dict[str, Any]]:
-    """Yields the checked records of a JSONL file; picture paths are taken from the file's directory.
-
-    Raises:
-      UserError: naming file and row, for a line that is not such an object.
-    """
-    base = Path.cwd() if name == "-" else Path(name).parent
-    for row, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            raise UserError("not valid JSON", file=name, row=row, fix="give one JSON object a line") from None
-        if not isinstance(record, dict) or not isinstance(record.get("title"), str):
-            raise UserError('no "title" that is text', file=name, row=row, fix='give {"title": "..."}')
-        content, images = record.get("content") or "", record.get("images") or []
-        if not isinstance(content, str):
-            raise UserError('"content" is not text', file=name, row=row)
-        if not isinstance(images, list) or not all(isinstance(path, str) for path in images):
-            raise UserError('"images" is not a list of paths', file=name, row=row)
-        yield {
-            "uid": record.get("uid", str(row - 1)),
-            "title": record["title"],
-            "content": content,
-            "images": [base / path for path in images],
-        }
+            texts_LD = normalized(self._pooled(list(texts), None, "embed known labels"))
+            self._label_texts = retrieval.build(texts_LD, kind="exact")
+        return self._label_texts
 
 
 def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:

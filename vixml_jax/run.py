@@ -120,6 +120,8 @@ def start(config: ConfigDict, dataset: XmcDataset, workdir: Path, mesh: Mesh) ->
     Returns:
       The run and the parameters that train. Must be called inside the mesh.
     """
+    if (workdir / MODEL).exists():
+        check_dataset(dataset, _read_spec(workdir), config)
     tokenizer = banks_lib.tokenizer_for(config, dataset, workdir)
     banks = banks_lib.build(config, dataset, tokenizer, Template())
     features = None
@@ -136,6 +138,7 @@ def start(config: ConfigDict, dataset: XmcDataset, workdir: Path, mesh: Mesh) ->
         vocab_size=tokenizer.vocab_size,
         num_labels=len(dataset.labels),
         num_queries=len(dataset.train),
+        dataset=dataset.fingerprint,
         image_features=features,
     )
     files.write_json(workdir / MODEL, dataclasses.asdict(spec))
@@ -145,25 +148,29 @@ def start(config: ConfigDict, dataset: XmcDataset, workdir: Path, mesh: Mesh) ->
     ), params
 
 
-def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> tuple[Run, nnx.State, Tables]:
+def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> tuple[Run, TrainedModel]:
     """Opens a finished or interrupted run: its newest checkpoint and the banks of its dataset.
 
-    Returns:
-      The run, its parameters and its tables. Must be called inside the mesh.
+    Must be called inside the mesh.
     """
     model = load_model(workdir, mesh)
     dataset = open_dataset(config)
-    if (len(dataset.labels), len(dataset.train)) != (model.spec.num_labels, model.spec.num_queries):
-        raise UserError(
-            f"has {len(dataset.labels)} labels and {len(dataset.train)} training queries, but the run "
-            f"was trained on {model.spec.num_labels} and {model.spec.num_queries}",
-            file=config.dataset.dir,
-            fix="give the dataset that it was trained on",
-        )
+    check_dataset(dataset, model.spec, config)
     banks = banks_lib.build(config, dataset, model.tokenizer, Template())
     embedder = _embedder(config, model.graphdef, mesh)
-    run = Run(config, workdir, mesh, dataset, banks, model.spec, model.graphdef, model.frozen, embedder)
-    return run, model.params, model.tables
+    return Run(
+        config, workdir, mesh, dataset, banks, model.spec, model.graphdef, model.frozen, embedder
+    ), model
+
+
+def check_dataset(dataset: XmcDataset, spec: ModelSpec, config: ConfigDict) -> None:
+    """Refuses a dataset that is not the one a run was trained on: its tables go by row number."""
+    if dataset.fingerprint != spec.dataset:
+        raise UserError(
+            "not the dataset that the run was trained on, or not the same rows of it",
+            file=config.dataset.dir,
+            fix="give that one, or another --workdir",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +181,7 @@ class TrainedModel:
       config, spec, tokenizer: as the run wrote them.
       graphdef, params, frozen: the model.
       tables: free-vector map, centroids, last query embeddings.
+      step: of the checkpoint.
     """
 
     config: ConfigDict
@@ -183,6 +191,7 @@ class TrainedModel:
     params: nnx.State
     frozen: nnx.State
     tables: Tables
+    step: int
 
 
 def load_model(workdir: Path, mesh: Mesh) -> TrainedModel:
@@ -192,12 +201,21 @@ def load_model(workdir: Path, mesh: Mesh) -> TrainedModel:
             "not a run's directory", file=workdir, fix="give a --workdir that `vixml train` filled"
         )
     config = config_lib.load(workdir / "config.json")
-    spec = ModelSpec(**files.read_json(workdir / MODEL))
+    spec = _read_spec(workdir)
     graphdef, params, frozen = model_factory.split(model_factory.rebuild(spec))
     with Checkpointer(workdir) as checkpointer:
         params, tables = checkpointer.restore_model(params, empty_tables(spec, mesh))
+        step = checkpointer.latest_step()
+    assert step is not None  # something was restored
     tokenizer = Tokenizer.load(workdir / "tokenizer")
-    return TrainedModel(config, spec, tokenizer, graphdef, params, frozen, tables)
+    return TrainedModel(config, spec, tokenizer, graphdef, params, frozen, tables, step)
+
+
+def _read_spec(workdir: Path) -> ModelSpec:
+    try:
+        return ModelSpec(**files.read_json(workdir / MODEL))
+    except TypeError as error:
+        raise UserError(f"written by another version ({error})", file=workdir / MODEL) from None
 
 
 def empty_tables(spec: ModelSpec, mesh: Mesh) -> Tables:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse
 from ml_collections import ConfigDict
 
-from vixml_jax import retrieval
+from vixml_jax import files, retrieval
 from vixml_jax.retrieval.augment import augment
 from vixml_jax.retrieval.index import Index
 from vixml_jax.types import Predictions
 
-# Directories of a workdir.
-LABELS, NEIGHBOURS = "index", "index_queries"
+# Directories of a workdir, and the file that says of which checkpoint and settings they are.
+LABELS, NEIGHBOURS, OF = "index", "index_queries", "index_of.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +48,7 @@ class Searcher:
 
         Args:
           labels_LD: float32 [L, D].
-          train_queries_ND: float32 [N, D]; those that training gathered in its last epoch will do. ScaNN is
-            tuned on a sample of them: real queries look like them.
+          train_queries_ND: float32 [N, D]. ScaNN is tuned on a sample of them: real queries look like them.
           train_targets: csr_matrix [N, L].
           settings: `config.retrieval`.
         """
@@ -63,9 +64,12 @@ class Searcher:
 
     @classmethod
     def load(
-        cls, workdir: Path, train_targets: scipy.sparse.csr_matrix, settings: ConfigDict
+        cls, workdir: Path, train_targets: scipy.sparse.csr_matrix, settings: ConfigDict, step: int
     ) -> Searcher | None:
-        """Opens what `save` wrote; None where the indexes that `config.retrieval` asks for are not there."""
+        """Opens what `save` wrote; None where there is nothing, or it is of another checkpoint or config."""
+        of = workdir / OF
+        if not of.is_file() or files.read_json(of) != _origin(settings, step):
+            return None
         if not (workdir / LABELS).is_dir():
             return None
         neighbours = None
@@ -75,11 +79,13 @@ class Searcher:
             neighbours = retrieval.load(workdir / NEIGHBOURS)
         return cls(retrieval.load(workdir / LABELS), neighbours, train_targets, settings)
 
-    def save(self, workdir: Path) -> None:
-        """Writes the indexes into a run's workdir."""
+    def save(self, workdir: Path, step: int) -> None:
+        """Writes the indexes of the checkpoint of `step` into a run's workdir."""
+        (workdir / OF).unlink(missing_ok=True)  # until both are there, neither counts
         self.labels.save(workdir / LABELS)
         if self.neighbours is not None:
             self.neighbours.save(workdir / NEIGHBOURS)
+        files.write_json(workdir / OF, _origin(self.settings, step))
 
     def search(self, queries_QD: np.ndarray, k: int) -> Predictions:
         """Returns the k best labels of each query [Q, D]."""
@@ -95,3 +101,8 @@ class Searcher:
                 temperature=self.settings.temperature,
             )
         )
+
+
+def _origin(settings: ConfigDict, step: int) -> dict[str, Any]:
+    """What saved indexes depend on."""
+    return {"step": step, "retrieval": json.loads(settings.to_json())}

@@ -17,10 +17,16 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vixml_jax.errors import UserError
+
 MESH_AXES = ("data", "fsdp", "tensor")
 
 # The axes of the mesh over which rows are split: batches, tables, banks.
 ROWS = ("data", "fsdp")
+
+# Tables are filled up to a multiple of this, whatever the mesh, so that a checkpoint fits any mesh whose
+# number of row shards divides it.
+TABLE_ROWS_MULTIPLE = 1024
 
 # Logical axis -> mesh axes. Everything about placement that is not an algorithm stands here.
 LOGICAL_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
@@ -48,14 +54,20 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = Non
     """Builds the mesh; -1 for `data` takes all devices that are left.
 
     Raises:
-      ValueError: if the sizes do not multiply to the number of devices.
+      UserError: if the sizes do not multiply to the number of devices, or rows cannot be split over them.
     """
     devices = jax.devices() if devices is None else devices
-    if data == -1:
+    if data == -1 and fsdp > 0 and tensor > 0:
         data = len(devices) // (fsdp * tensor)
-    if data * fsdp * tensor != len(devices):
-        raise ValueError(
-            f"a mesh of {data} x {fsdp} x {tensor} (data, fsdp, tensor) does not fit {len(devices)} devices"
+    if min(data, fsdp, tensor) < 1 or data * fsdp * tensor != len(devices):
+        raise UserError(
+            f"a mesh of {data} x {fsdp} x {tensor} (data, fsdp, tensor) does not fit {len(devices)} devices",
+            fix="give config.mesh sizes whose product is that number; -1 for data takes what is left",
+        )
+    if TABLE_ROWS_MULTIPLE % (data * fsdp):
+        raise UserError(
+            f"config.mesh splits rows in {data} x {fsdp} (data, fsdp)",
+            fix=f"their product must divide {TABLE_ROWS_MULTIPLE}",
         )
     return jax.make_mesh((data, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 

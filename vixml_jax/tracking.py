@@ -54,6 +54,10 @@ class Tracker:
                 self._events.add_scalar(name, value, step)
         return values
 
+    def log_evaluation(self, step: int, figures: dict[str, float]) -> None:
+        """Writes the figures of an evaluation, in percent, as "eval/P@1" and so on."""
+        self.log(step, {f"eval/{name}": value for name, value in figures.items()})
+
     def __enter__(self) -> Tracker:
         return self
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,6 @@ def main() -> int:
 
 def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
     """Trains or continues the run in `workdir`, evaluates it and returns the figures of `metrics.json`."""
-    config_lib.validate(config)
     distributed.initialize()
     run_lib.begin(config, workdir)
     if config.dataset.demo_queries:
@@ -93,6 +93,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
             run.graphdef, optimizer, make_loss(**loss_settings(config)), state, config.train.seed
         )
         step = int(state.step)
+        lr_at = optim.schedule(config.optimizer.lr, config.optimizer.warmup_steps, total_steps)
         with (
             Tracker(workdir, enabled=distributed.is_lead(), resumed_at=resumed_at) as tracker,
             Progress(total_steps, "train", "steps", initial=step) as progress,
@@ -107,7 +108,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
                     epoch=epoch,
                     start=step - epoch * steps_per_epoch,
                 )
-                meter = Meter(tracker, progress, config.train.log_every, config.train.batch_size)
+                meter = Meter(tracker, progress, config.train.log_every, config.train.batch_size, lr_at)
                 for batch in batches:
                     with jax.profiler.StepTraceAnnotation("train", step_num=step):
                         state, figures = step_fn(state, run.frozen, batch)
@@ -115,14 +116,17 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
                     meter.update(step, epoch, figures)
                     last_of_epoch = step % steps_per_epoch == 0
                     if is_due(config.checkpoint.every_steps, step) and not last_of_epoch:
+                        meter.finish()  # raises where the figures are not finite: the checkpoint before stays
                         checkpointer.save(state, step)
                 meter.finish()
                 state = end_epoch(state, dataset.train_targets, config, epoch, mesh)
-                checkpointer.save(state, step)
+                # Before the checkpoint, so that a run that is killed in between evaluates again.
                 if is_due(config.eval.every, epoch + 1) and epoch + 1 < config.train.epochs:
-                    result = evaluate.evaluate(run, state.params, state.tables)
-                    tracker.log(step, {f"eval/{name}": value for name, value in result.figures.items()})
-        return evaluate.write(run, evaluate.evaluate(run, state.params, state.tables))
+                    tracker.log_evaluation(step, evaluate.evaluate(run, state.params, state.tables).figures)
+                checkpointer.save(state, step)
+            result = evaluate.evaluate(run, state.params, state.tables)
+            tracker.log_evaluation(step, result.figures)
+        return evaluate.write(run, result, step)
 
 
 def check_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> None:
@@ -201,8 +205,16 @@ def end_epoch(
 class Meter:
     """Logs every few steps, fetching a step's figures only when the next one is already under way."""
 
-    def __init__(self, tracker: Tracker, progress: Progress, every: int, batch_size: int):
+    def __init__(
+        self,
+        tracker: Tracker,
+        progress: Progress,
+        every: int,
+        batch_size: int,
+        lr_at: Callable[[int], Any],
+    ):
         self._tracker, self._progress, self._every, self._batch_size = tracker, progress, every, batch_size
+        self._lr_at = lr_at
         self._waiting: tuple[int, int, dict[str, jax.Array]] | None = None
         self._since, self._steps = time.monotonic(), 0
 
@@ -212,16 +224,20 @@ class Meter:
         self._waiting = (step, epoch, figures)
 
     def finish(self) -> None:
-        """Shows the last step."""
-        self._show()
+        """Shows the last step, whatever its number.
 
-    def _show(self) -> None:
+        Raises:
+          FloatingPointError: if its figures are not finite.
+        """
+        self._show(last=True)
+
+    def _show(self, last: bool = False) -> None:
         if self._waiting is None:
             return
         step, epoch, figures = self._waiting
         self._waiting = None
         self._steps += 1
-        if step % self._every:
+        if step % self._every and not last:
             self._progress.update(1)
             return
         values = dict(figures)
@@ -229,5 +245,10 @@ class Meter:
         now = time.monotonic()
         speed = self._steps * self._batch_size / (now - self._since)
         self._since, self._steps = now, 0
-        logged = self._tracker.log(step, {**values, "train/epoch": epoch, "perf/examples_per_s": speed})
+        settings = {
+            "train/epoch": epoch,
+            "train/lr": float(self._lr_at(step - 1)),
+            "perf/examples_per_s": speed,
+        }
+        logged = self._tracker.log(step, {**values, **settings})
         self._progress.update(1, epoch=epoch, loss=logged["train/loss"], examples_per_s=speed)

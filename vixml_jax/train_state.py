@@ -14,16 +14,12 @@ from jax.sharding import Mesh
 
 from vixml_jax import sharding
 
-# Tables are filled up to a multiple of this, whatever the mesh, so that a checkpoint fits any mesh whose
-# number of row shards divides it.
-TABLE_ROWS_MULTIPLE = 1024
-
 
 @flax.struct.dataclass
 class Tables:
     """What is looked up by row number, split by rows over the devices; no gradient flows into it.
 
-    Rows beyond L or N fill the tables up to a multiple of TABLE_ROWS_MULTIPLE.
+    Rows beyond L or N fill the tables up to a multiple of sharding.TABLE_ROWS_MULTIPLE.
 
     Attributes:
       label_clusters: int32 [L']; the free vector of each label.
@@ -69,8 +65,8 @@ def shardings_of(state: Any) -> Any:
 
 
 def row_table(values: np.ndarray, mesh: Mesh, fill: float = 0) -> jax.Array:
-    """Places `values` [N, ...] split by rows, filled up to a multiple of TABLE_ROWS_MULTIPLE."""
-    missing = sharding.round_up(len(values), TABLE_ROWS_MULTIPLE) - len(values)
+    """Places `values` [N, ...] split by rows, filled up to a multiple of sharding.TABLE_ROWS_MULTIPLE."""
+    missing = sharding.round_up(len(values), sharding.TABLE_ROWS_MULTIPLE) - len(values)
     padded = np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1), constant_values=fill)
     where = sharding.rows(mesh, values.ndim)
     return jax.make_array_from_callback(padded.shape, where, lambda index: padded[index])

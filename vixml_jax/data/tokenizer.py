@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from vixml_jax.errors import UserError
 FILE = "tokenizer.json"
 # Of a trained vocabulary; a token's place is its id.
 SPECIAL = PAD, UNKNOWN, CLS, SEP = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
+# Rarer characters of a dataset than so many are unknown to its vocabulary.
+MOST_CHARACTERS = 1000
+NORMALIZER = normalizers.BertNormalizer(lowercase=True)
 
 
 class Tokenizer:
@@ -57,16 +61,28 @@ class Tokenizer:
             ) from None
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-        """Learns a lower-casing WordPiece vocabulary, as BERT's, of at most `vocab_size` tokens."""
-        backend = tokenizers.Tokenizer(models.WordPiece(unk_token=UNKNOWN))  # pyright: ignore[reportCallIssue]
-        backend.normalizer = normalizers.BertNormalizer(lowercase=True)  # pyright: ignore[reportAttributeAccessIssue]
-        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # pyright: ignore[reportAttributeAccessIssue]
-        backend.decoder = decoders.WordPiece()  # pyright: ignore[reportAttributeAccessIssue]
+    def train(cls, texts: Sequence[str], vocab_size: int) -> Tokenizer:
+        """Learns a lower-casing WordPiece vocabulary, as BERT's, of at most `vocab_size` tokens.
+
+        The same texts give the same tokenizer in every process: ids choose rows of the embedding table, and
+        every run of one config is to start from the same weights.
+        """
+        # The trainer numbers the pieces "##x" in the order of a hash table, which differs between processes,
+        # and numbers decide ties. Given as special tokens they are numbered in the order that stands here.
+        alphabet = _alphabet(texts, min(MOST_CHARACTERS, max(vocab_size // 4, 1)))
         trainer = trainers.WordPieceTrainer(
-            vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False
+            vocab_size=vocab_size,
+            special_tokens=[*SPECIAL, *("##" + character for character in alphabet)],
+            initial_alphabet=alphabet,
+            limit_alphabet=len(alphabet),
+            show_progress=False,
         )
-        backend.train_from_iterator(texts, trainer)
+        scratch = _word_piece({})
+        scratch.train_from_iterator(texts, trainer)
+        learned = set(scratch.get_vocab()) - set(SPECIAL)
+        ordered = [*SPECIAL, *sorted(learned, key=lambda token: (len(token), token))]
+        backend = _word_piece({token: number for number, token in enumerate(ordered)})
+        backend.add_special_tokens(list(SPECIAL))
         ends = processors.BertProcessing((SEP, SPECIAL.index(SEP)), (CLS, SPECIAL.index(CLS)))
         backend.post_processor = ends  # pyright: ignore[reportAttributeAccessIssue]
         return cls(backend)
@@ -104,3 +120,22 @@ class Tokenizer:
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         values = np.fromiter((token for row in rows for token in row), np.int32, int(lengths.sum()))
         return values, lengths
+
+
+def _word_piece(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
+    """A WordPiece tokenizer with BERT's normaliser and splitting; without a vocabulary, one to be trained."""
+    backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=UNKNOWN))  # pyright: ignore[reportCallIssue]
+    backend.normalizer = NORMALIZER  # pyright: ignore[reportAttributeAccessIssue]
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # pyright: ignore[reportAttributeAccessIssue]
+    backend.decoder = decoders.WordPiece()  # pyright: ignore[reportAttributeAccessIssue]
+    return backend
+
+
+def _alphabet(texts: Sequence[str], most: int) -> list[str]:
+    """The most frequent characters of the normalised texts, in a fixed order."""
+    counts = collections.Counter[str]()
+    for text in texts:
+        counts.update(NORMALIZER.normalize_str(text))
+    del counts[" "]
+    frequent = sorted(counts, key=lambda character: (-counts[character], character))[:most]
+    return sorted(frequent)

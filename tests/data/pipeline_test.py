@@ -1,0 +1,172 @@
+"""Batches as pure functions of (seed, epoch, number): their rows, positives, targets and items."""
+
+from __future__ import annotations
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import scipy.sparse
+
+from vixml_jax import sharding
+from vixml_jax.data import pipeline
+from vixml_jax.data.image_bank import ImageBank
+from vixml_jax.data.items import ItemBank
+from vixml_jax.data.packing import Template
+from vixml_jax.data.pipeline import EpochSource, TrainingData
+from vixml_jax.data.ragged import Ragged
+
+SEED = int(np.random.SeedSequence().generate_state(1)[0])  # fresh; it stands in the ids
+NUM_QUERIES, NUM_LABELS, BATCH, ROW_LENGTH, IMAGE_DIM = 37, 19, 8, 16, 4
+UNLABELLED = (5, 20)
+
+
+def _bank(rng: np.random.Generator, count: int) -> ItemBank:
+    tokens = [rng.integers(1, 99, rng.integers(1, 9)) for _ in range(count)]
+    pictures = [rng.normal(size=rng.integers(0, 3) * IMAGE_DIM) for _ in range(count)]
+    bits = [values.astype(ml_dtypes.bfloat16).view(np.uint16) for values in pictures]
+    images = ImageBank(Ragged.from_rows(bits, np.uint16), IMAGE_DIM)
+    return ItemBank(Ragged.from_rows(tokens, np.int32), Template(), images, max_images=2)
+
+
+def _data(seed: int = SEED, positives: str = "inverse_propensity") -> TrainingData:
+    rng = np.random.default_rng(seed)
+    dense = (rng.random((NUM_QUERIES, NUM_LABELS)) < 0.2).astype(np.float32)
+    dense[np.arange(NUM_QUERIES), rng.integers(0, NUM_LABELS, NUM_QUERIES)] = 1
+    dense[list(UNLABELLED)] = 0
+    return TrainingData(
+        queries=_bank(rng, NUM_QUERIES),
+        labels=_bank(rng, NUM_LABELS),
+        targets=scipy.sparse.csr_matrix(dense),
+        propensities=rng.uniform(1, 9, NUM_LABELS),
+        positives=positives,
+        row_length=ROW_LENGTH,
+    )
+
+
+def _order(epoch: int = 0) -> np.ndarray:
+    return np.random.default_rng((SEED, epoch)).permutation(NUM_QUERIES)
+
+
+def _source(epoch: int = 0, *, seed: int = SEED, batch_size: int = BATCH, **options) -> EpochSource:
+    return EpochSource(_data(), _order(), batch_size, seed=seed, epoch=epoch, **options)
+
+
+def _assert_equal(first, second):
+    for got, expected in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        got, expected = np.asarray(got), np.asarray(expected)
+        assert got.dtype == expected.dtype
+        assert got.shape == expected.shape
+        assert got.tobytes() == expected.tobytes()
+
+
+def _assert_items(batch, data: TrainingData):
+    """Every item of a batch holds its bank's tokens and pictures, in order."""
+    tokens = jax.tree.map(np.asarray, batch.tokens)
+    items = [(data.queries, row) for row in np.asarray(batch.query_rows)]
+    items += [(data.labels, label) for label in np.asarray(batch.label_ids)]
+    assert set(np.unique(tokens.item_index)) <= set(range(len(items) + 1))
+    for number, (bank, row) in enumerate(items):
+        here = tokens.item_index == number
+        images = tokens.image_index[here]
+        np.testing.assert_array_equal(tokens.token_ids[here][images < 0], bank.tokens[row])
+        features, present = bank.images.take(np.array([row]), 2)
+        np.testing.assert_array_equal(
+            tokens.images[images[images >= 0]].astype(np.float32), features[present].astype(np.float32)
+        )
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 37, 50, 100], ids=lambda size: f"{size}-{SEED}")
+def test_every_query_once_and_the_last_batch_filled_up(batch_size):
+    source = _source(batch_size=batch_size)
+    assert len(source) == pipeline.num_batches(NUM_QUERIES, batch_size)
+    batches = [source[i] for i in range(len(source))]
+    rows = np.concatenate([batch.query_rows for batch in batches])
+    assert {batch.query_rows.shape for batch in batches} == {(batch_size,)}
+    np.testing.assert_array_equal(rows[:NUM_QUERIES], _order())
+    fill = rows[NUM_QUERIES:]
+    assert len(fill) < batch_size
+    np.testing.assert_array_equal(fill, np.resize(_order(), len(fill)))
+
+
+@pytest.mark.parametrize("positives", ["inverse_propensity", "uniform"], ids=lambda kind: f"{kind}-{SEED}")
+def test_positives_targets_and_items(positives):
+    data = _data(positives=positives)
+    source = EpochSource(data, _order(), BATCH, seed=SEED, epoch=2)
+    empty = 0
+    for batch in (source[i] for i in range(len(source))):
+        assert batch.query_rows.dtype == batch.label_ids.dtype == np.int32
+        expected = np.zeros((BATCH, BATCH), np.uint8)
+        for j, (own, label) in enumerate(zip(batch.query_rows, batch.label_ids, strict=True)):
+            if own in UNLABELLED:
+                empty += 1
+                assert label == 0
+                assert not batch.targets[j].any()
+                continue
+            assert data.targets[own, label] == 1
+            for i, row in enumerate(batch.query_rows):
+                expected[i, j] = data.targets[row, label] > 0
+        assert batch.targets.dtype == np.uint8
+        np.testing.assert_array_equal(batch.targets, expected)
+        _assert_items(batch, data)
+    assert empty >= len(UNLABELLED)
+
+
+def test_a_batch_is_a_pure_function():
+    source = _source()
+    backwards = [source[i] for i in reversed(range(len(source)))][::-1]
+    for i, batch in enumerate(backwards):
+        _assert_equal(batch, source[i])
+        _assert_equal(batch, _source()[i])  # of a fresh source, as after a restart
+
+    def labels(source):
+        return np.concatenate([source[i].label_ids for i in range(len(source))])
+
+    assert (labels(_source(1)) != labels(source)).any()
+    assert (labels(_source(seed=SEED + 1)) != labels(source)).any()
+
+
+def test_rows_and_images_are_rounded_up():
+    plain, rounded = _source()[0], _source(row_multiple=8, image_multiple=10)[0]
+    assert rounded.tokens.token_ids.shape == (sharding.round_up(len(plain.tokens.token_ids), 8), ROW_LENGTH)
+    assert len(rounded.tokens.images) == sharding.round_up(len(plain.tokens.images), 10)
+    _assert_items(rounded, _data())
+
+
+@pytest.mark.parametrize("start", [0, 3], ids=lambda start: f"{start}-{SEED}")
+def test_train_batches_are_those_of_the_source_on_every_mesh(mesh, start):
+    data, source = _data(), _source(epoch=4)
+    batches = list(pipeline.train_batches(data, _order(), BATCH, mesh, seed=SEED, epoch=4, start=start))
+    assert len(batches) == len(source) - start
+    shards = sharding.num_row_shards(mesh)
+    for number, batch in enumerate(batches, start):
+        expected = source[number]
+        _assert_equal(
+            (batch.query_rows, batch.label_ids, batch.targets),
+            (expected.query_rows, expected.label_ids, expected.targets),
+        )
+        _assert_items(batch, data)
+        assert batch.tokens.token_ids.shape[0] % shards == 0
+        for array in (batch.tokens.token_ids, batch.targets):
+            assert array.sharding.is_equivalent_to(sharding.rows(mesh, 2), 2)
+        assert batch.tokens.images.sharding.is_fully_replicated
+
+
+def test_no_batches_are_left_after_the_last(single_mesh):
+    last = len(_source())
+    assert not list(
+        pipeline.train_batches(_data(), _order(), BATCH, single_mesh, seed=SEED, epoch=0, start=last)
+    )
+
+
+def test_encoding_batches_cover_the_rows(single_mesh):
+    bank = _bank(np.random.default_rng(SEED), 11)
+    rows = np.array([9, 1, 4, 0, 10, 2, 3])
+    chosen = []
+    for part, tokens in pipeline.encoding_batches(bank, rows, 4, ROW_LENGTH, single_mesh):
+        chosen.extend(part)
+        tokens = jax.tree.map(np.asarray, tokens)
+        for number, row in enumerate(np.resize(part, 4)):
+            here = (tokens.item_index == number) & (tokens.image_index < 0)
+            np.testing.assert_array_equal(tokens.token_ids[here], bank.tokens[row])
+    np.testing.assert_array_equal(chosen, rows)
