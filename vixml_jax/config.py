@@ -30,7 +30,7 @@ FREE_TO_CHANGE = (
 
 
 def base() -> ConfigDict:
-    """Returns the defaults: DistilBERT-sized recipe of the ViXML paper on a dataset of your own."""
+    """Returns the defaults: the ViXML paper's recipe for encoders, on a small random tower."""
     config = ConfigDict()
 
     config.dataset = dataset = ConfigDict()
@@ -94,7 +94,7 @@ def base() -> ConfigDict:
     optimizer.lr = 2e-4  # of the text tower, peak
     optimizer.head_lr = 5e-4  # of the image projection, free vectors and prototype net, peak
     optimizer.weight_decay = 0.01  # none on biases, norms and free vectors
-    optimizer.warmup_steps = 100  # linear, then linear to 0
+    optimizer.warmup_steps = 100  # linear, then linear to 0; at most a tenth of the run
     optimizer.clip_norm = 0.0  # global gradient norm; 1.0 for decoders; 0 = off
     optimizer.eps = 1e-6
 
@@ -131,7 +131,7 @@ def base() -> ConfigDict:
 
 
 def shrink(config: ConfigDict) -> None:
-    """Makes a config a smoke test of under a minute on 2 cores: few queries, a tiny tower, one epoch."""
+    """Makes a config a smoke test of under a minute on 2 cores: few queries, a tiny tower, two epochs."""
     config.dataset.max_train = 256
     config.dataset.max_test = 64
     config.text.checkpoint = "random:bert-tiny"

@@ -27,12 +27,12 @@ SHOWN = ("P@1", "P@3", "P@5", "nDCG@5", "PSP@1", "R@10", "R@100")
 def define_flags() -> None:
     """Registers --workdir."""
     flags.DEFINE_string("workdir", "runs/demo", "Directory of both runs, the catalogue and the report")
-    flags.DEFINE_bool("smoke", False, "Under a minute: a tiny catalogue, one epoch")
+    flags.DEFINE_bool("smoke", False, "A tiny catalogue and two epochs, in the directory smoke of --workdir")
 
 
 def main() -> int:
     """Runs the command."""
-    workdir = Path(flags.FLAGS.workdir)
+    workdir = Path(flags.FLAGS.workdir) / ("smoke" if flags.FLAGS.smoke else "")
     figures = {}
     for name, images in RUNS.items():
         config = get_config(images=images, smoke=flags.FLAGS.smoke)

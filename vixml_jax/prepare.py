@@ -22,7 +22,7 @@ from vixml_jax.data import dataset as dataset_lib
 from vixml_jax.data.formats import RawFolder, open_raw
 from vixml_jax.errors import UserError
 
-MISSING_FIX = "give another --out, or --overwrite to replace it"
+OTHER_CONTENT_FIX = "give another --out, or --overwrite to replace it"
 
 
 def define_flags() -> None:
@@ -105,6 +105,13 @@ def prepare_demo(out: str | os.PathLike[str], num_train: int) -> None:
       num_train: training queries of the catalogue.
     """
     if dataset_lib.is_prepared(out):
+        known = files.read_json(Path(out) / dataset_lib.META)["splits"]["train"]["rows"]
+        if known != num_train:
+            raise UserError(
+                f"has {known} training queries, config.dataset.demo_queries={num_train}",
+                file=out,
+                fix="give another config.dataset.dir, or the same number",
+            )
         return
     from vixml_jax import demo_catalogue
 
@@ -161,7 +168,7 @@ def _unchanged(folder: RawFolder, raw: Path, out: Path, overwrite: bool) -> dict
                 "unchanged": True,
             }
     if not overwrite:
-        raise UserError("holds a prepared dataset of another content", file=out, fix=MISSING_FIX)
+        raise UserError("holds a prepared dataset of another content", file=out, fix=OTHER_CONTENT_FIX)
     return None
 
 

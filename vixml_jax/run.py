@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def begin(config: ConfigDict, workdir: Path) -> None:
         config_lib.check_resumable(config_lib.load(path), config, workdir)
     if distributed.is_lead():
         workdir.mkdir(parents=True, exist_ok=True)
+        config.dataset.dir = os.path.abspath(config.dataset.dir)  # the run may be opened from elsewhere
         if not begun:  # what a run that never started has left, perhaps by a mistaken config
             shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
         config_lib.save(config, path)

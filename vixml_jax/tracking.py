@@ -77,7 +77,7 @@ class Tracker:
             for line in file:
                 try:
                     if json.loads(line)["step"] <= resumed_at:
-                        kept.append(line)
+                        kept.append(line.rstrip("\n") + "\n")  # a kill may have cut off just that
                 except json.JSONDecodeError:
                     break  # the line that the kill cut short is the last one
         with files.atomic_file(self._path, "w") as file:

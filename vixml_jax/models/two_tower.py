@@ -60,12 +60,13 @@ def standardised_projection(
     """
     sample_NV = np.asarray(images_sample_NV, np.float64)
     mean_V, std_V = sample_NV.mean(axis=0), sample_NV.std(axis=0)
-    std_V = np.maximum(std_V, 1e-6 * max(float(std_V.max()), 1e-30))  # a constant feature carries nothing
-    standardised_NV = (sample_NV - mean_V) / std_V
+    # A feature that is constant on the sample says nothing here; divided by its spread it would drown the
+    # others in the first picture where it is not.
+    varies_V = std_V > 1e-6 * max(float(np.abs(sample_NV).max(initial=0.0)), 1e-30)
+    inverse_V = np.where(varies_V, 1 / np.where(varies_V, std_V, 1), 0)
     kernel_VD = np.asarray(jax.random.normal(key, (sample_NV.shape[1], dim)), np.float64)
-    spread = float((standardised_NV @ kernel_VD).std())
-    kernel_VD *= scale / max(spread, 1e-12)
-    kernel_VD /= std_V[:, None]
+    spread = float((((sample_NV - mean_V) * inverse_V) @ kernel_VD).std())
+    kernel_VD *= (scale / spread if spread else 0.0) * inverse_V[:, None]
     return kernel_VD.astype(np.float32), (-mean_V @ kernel_VD).astype(np.float32)
 
 
