@@ -15,7 +15,6 @@ from vixml_jax import sharding
 from vixml_jax.errors import UserError
 from vixml_jax.models import hub
 from vixml_jax.models.dual_encoder import DualEncoder
-from vixml_jax.models.encoder import EncoderConfig
 from vixml_jax.models.prototypes import PrimeHead, free_vectors
 from vixml_jax.models.two_tower import TwoTower, image_projection, standardised_projection
 
@@ -89,12 +88,6 @@ def create(
             f"the tokenizer has {vocab_size} tokens, the tower {text.config.vocab_size}",
             file=config.text.checkpoint,
             fix="give a checkpoint whose tokenizer and config.json belong together",
-        )
-    if not isinstance(text.config, EncoderConfig):
-        raise UserError(
-            f"config.text.checkpoint={config.text.checkpoint!r} is a decoder, whose prompts and adapters are "
-            "not there yet",
-            fix="give an encoder of the BERT family",
         )
     if config.train.row_length > text.config.max_positions < config.text.max_tokens + config.vision.images:
         raise UserError(
