@@ -232,9 +232,9 @@ def test_files_of_sentence_transformers(trained, exported):
     assert pooling["word_embedding_dimension"] == XmcModel.load(trained).dim
     chosen = [name for name, value in pooling.items() if name.startswith("pooling_mode") and value]
     assert chosen == ["pooling_mode_mean_tokens"]
-    assert read("sentence_bert_config.json") == {"max_seq_length": 32, "do_lower_case": False}
+    assert read("sentence_bert_config.json") == {"max_seq_length": 16, "do_lower_case": False}
     tokens = read("tokenizer_config.json")
-    assert (tokens["pad_token"], tokens["unk_token"], tokens["model_max_length"]) == ("[PAD]", "[UNK]", 32)
+    assert (tokens["pad_token"], tokens["unk_token"], tokens["model_max_length"]) == ("[PAD]", "[UNK]", 16)
 
 
 def test_sentence_transformers_embeds_as_the_run(trained, exported):

@@ -26,9 +26,7 @@ from vixml_jax.data.tokenizer import Tokenizer
 from vixml_jax.embedding import Embedder
 from vixml_jax.errors import UserError
 from vixml_jax.model_factory import ModelSpec
-from vixml_jax.models import hub
 from vixml_jax.models.dual_encoder import DualEncoder
-from vixml_jax.models.encoder import EncoderConfig
 from vixml_jax.train_state import Tables, row_table
 
 # File of a workdir that says what its model is; it is there once training can begin.
@@ -126,12 +124,6 @@ def start(config: ConfigDict, dataset: XmcDataset, workdir: Path, mesh: Mesh) ->
     """
     if (workdir / MODEL).exists():
         check_dataset(dataset, _read_spec(workdir), config)
-    if not isinstance(hub.text_config(config.text.checkpoint), EncoderConfig):
-        raise UserError(
-            f"config.text.checkpoint={config.text.checkpoint!r} is a decoder, which cannot be trained yet: "
-            "it would lack its prompt and its adapters",
-            fix="give an encoder of the BERT family",
-        )
     tokenizer = banks_lib.tokenizer_for(config, dataset, workdir)
     banks = banks_lib.build(config, dataset, tokenizer, Template())
     features = None
