@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 
 import jax
 import numpy as np
+from timing import timed
 
 from vixml_jax import files, mining
 
@@ -57,13 +56,6 @@ def lumps(num_rows: int, dim: int, seed: int) -> np.ndarray:
     centres = rng.normal(size=(num_rows // 20 + 1, dim)).astype(np.float32)
     noise = rng.standard_normal((num_rows, dim), np.float32)
     return centres[rng.integers(0, len(centres), num_rows)] + 0.7 * noise
-
-
-def timed(function: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
-    """Returns seconds and result."""
-    start = time.perf_counter()
-    result = function()
-    return time.perf_counter() - start, result
 
 
 def main() -> None:

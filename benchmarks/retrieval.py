@@ -14,9 +14,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
 
 import numpy as np
+from timing import timed
 
 from vixml_jax import files, retrieval
 
@@ -48,13 +48,6 @@ def lumps(num_labels: int, num_queries: int, dim: int, seed: int) -> Found:
         x = centres[rng.integers(0, len(centres), rows)] + 0.7 * rng.standard_normal((rows, dim), np.float32)
         drawn.append(x / np.linalg.norm(x, axis=1, keepdims=True))
     return drawn[0], drawn[1]
-
-
-def timed(function: Callable[[], Found]) -> tuple[float, Found]:
-    """Returns seconds and result."""
-    start = time.perf_counter()
-    result = function()
-    return time.perf_counter() - start, result
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.text.checkpoint = "random:minilm-l3"
     config.text.max_tokens = 48
     config.vision.images = args.images
-    # A softmax over the batch learns from random weights, and where labels do not look like their queries;
-    # the triplet losses of the paper want a tower that knows the language, large batches and many epochs.
+    # A softmax over the batch learns from random weights, and where labels do not look like their queries:
+    # on the demo's catalogue the PRIME loss collapsed.
     config.loss.name = "decoupled_softmax"
     config.loss.temperature = 0.05
     config.optimizer.head_lr = 1e-3

@@ -5,7 +5,6 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -29,17 +28,12 @@ def _quick(one_device):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run with pictures, and its raw folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
-        return _run(tmp_path_factory)
-
-
-def _run(tmp_path_factory):
     root = tmp_path_factory.mktemp("commands")
     prepare(tiny.write_raw(root / "raw", seed=1), root / "dataset", "tiny")
     config = tiny.config(root / "dataset", images=2)
     config.retrieval.query_weight = 0.2
-    train(config, root / "run")
+    with tiny.only_devices(1):
+        train(config, root / "run")
     return root
 
 

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
+import pytest
 from PIL import Image
 
 from vixml_jax import config as config_lib
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 200), "gold": (210, 170, 20)}
 THINGS = ("kettle", "lamp", "chair", "clock", "mug", "rug")
+
+
+@contextlib.contextmanager
+def only_devices(count: int):
+    """Hides devices beyond the first `count`: programs for one compile much faster than for eight."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: jax.local_devices()[:count])
+        yield
 
 
 def write_raw(raw: Path, seed: int, num_train: int = 96, num_test: int = 24, images: bool = True) -> Path:

@@ -6,7 +6,6 @@ import sys
 import textwrap
 import time
 
-import jax
 import numpy as np
 import pytest
 import tiny
@@ -38,8 +37,7 @@ def losses(workdir):
 def runs(dataset, tmp_path_factory):
     """Finished runs by the pictures that they use."""
     root = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
+    with tiny.only_devices(1):
         for images in (0, 2):
             config = tiny.config(dataset, images)
             config.train.epochs = 20
@@ -131,8 +129,7 @@ def test_every_mesh_gives_the_same_curve(dataset, tmp_path, sizes):
         config = tiny.config(dataset, images=2)
         config.prototype.dropout = 0.0  # its mask follows the sharding
         config.mesh.data, config.mesh.fsdp, config.mesh.tensor = axes
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(jax, "devices", lambda count=devices: jax.local_devices()[:count])
+        with tiny.only_devices(devices):
             train(config, tmp_path / name)
         curves[name] = losses(tmp_path / name)
     assert curves["one"].keys() == curves["many"].keys()

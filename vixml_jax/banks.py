@@ -97,29 +97,21 @@ def picture_bank(
     config: ConfigDict, images: Sequence[Sequence[Picture]], cache: Path, key: list
 ) -> image_bank.ImageBank:
     """Reads the frozen vision tower's embeddings of `images` from `cache`, or computes them."""
-    name = config.vision.checkpoint
-    vision = hub.vision_config(name)
-    return image_bank.build_or_load(
-        images,
-        vision_embedder(name),
-        preprocessing=vision.preprocessing,
-        dim=vision.dim,
-        cache_dir=cache,
-        key_parts=[*key, tower_fingerprint(name)],
-        batch_size=config.vision.batch_size,
-    )
+    key = [*key, tower_fingerprint(config.vision.checkpoint)]
+    return image_bank.build_or_load(images, vision_tower(config), cache_dir=cache, key_parts=key)
 
 
 def pictures_in_memory(config: ConfigDict, images: Sequence[Sequence[Picture]]) -> image_bank.ImageBank:
     """Embeds the pictures of new items: paths, bytes or PIL images; what cannot be read counts as missing."""
-    vision = hub.vision_config(config.vision.checkpoint)
-    used = [item[: config.vision.images] for item in images]
-    return image_bank.build(
-        used,
-        vision_embedder(config.vision.checkpoint),
-        preprocessing=vision.preprocessing,
-        dim=vision.dim,
-        batch_size=config.vision.batch_size,
+    return image_bank.build([item[: config.vision.images] for item in images], vision_tower(config))
+
+
+def vision_tower(config: ConfigDict) -> image_bank.FrozenTower:
+    """Returns the config's vision tower, whose weights are loaded when the first picture comes."""
+    name = config.vision.checkpoint
+    vision = hub.vision_config(name)
+    return image_bank.FrozenTower(
+        vision_embedder(name), vision.preprocessing, vision.dim, config.vision.batch_size
     )
 
 

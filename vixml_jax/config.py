@@ -224,7 +224,7 @@ def validate(config: ConfigDict) -> None:
         )
     if not config.eval.ks or min(config.eval.ks) < 1:
         raise UserError(f"config.eval.ks={tuple(config.eval.ks)}", fix="give cuts of at least 1")
-    longest = config.text.max_tokens + config.vision.images
+    longest = longest_item(config)
     if longest > config.train.row_length:
         raise UserError(
             f"items of up to {longest} slots (config.text.max_tokens and config.vision.images) do not fit "
@@ -253,6 +253,11 @@ def validate(config: ConfigDict) -> None:
             f"config.loss.name='prime' with config.prototype.kind={config.prototype.kind!r}",
             fix="the PRIME loss needs config.prototype.kind='prime'",
         )
+
+
+def longest_item(config: ConfigDict) -> int:
+    """Returns how many slots an item has at most."""
+    return config.text.max_tokens + config.vision.images
 
 
 def get(config: ConfigDict, dotted: str) -> Any:

@@ -12,7 +12,6 @@ Examples:
 from __future__ import annotations
 
 import contextlib
-import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -151,7 +150,7 @@ WRITERS: dict[str, Callable[[Path, int, Iterable[Part]], int]] = {
 
 
 def _parts(model: predict.XmcModel, queries: Iterator[dict[str, Any]]) -> Iterator[Part]:
-    while chunk := list(itertools.islice(queries, predict.QUERIES_PER_CHUNK)):
+    for chunk in predict.chunks(queries):
         yield Part(
             model.encode_records(chunk),
             [query["uid"] for query in chunk],

@@ -22,7 +22,7 @@ from absl import flags
 from flax import nnx
 
 from vixml_jax import config as config_lib
-from vixml_jax import distributed, files, metrics, sharding
+from vixml_jax import distributed, files, metrics, score, sharding
 from vixml_jax import run as run_lib
 from vixml_jax.errors import UserError
 from vixml_jax.run import Run
@@ -123,7 +123,7 @@ def write(run: Run, result: Evaluation, step: int) -> dict[str, float]:
         with files.atomic_file(run.workdir / "predictions.npz") as file:
             scipy.sparse.save_npz(file, to_csr(result.predictions, len(result.labels)))
         files.write_json(run.workdir / "metrics.json", result.figures)
-        print(metrics_table(result.figures))
+        print(score.table(result.figures))
         print(f"metrics.json, predictions.npz, embeddings/ and index/ are in {run.workdir}")
     return result.figures
 
@@ -143,12 +143,3 @@ def save_array(path: Path, values: np.ndarray) -> None:
     """Writes a .npy file, atomically."""
     with files.atomic_file(path) as file:
         np.save(file, values)
-
-
-def metrics_table(figures: dict[str, float]) -> str:
-    """Lays figures out: one line a metric, its cuts side by side."""
-    rows: dict[str, list[str]] = {}
-    for name, value in figures.items():
-        metric, _, cut = name.partition("@")
-        rows.setdefault(metric, []).append(f"{'@' + cut if cut else '':>5} {value:6.2f}")
-    return "\n".join(f"{metric:<8}{'  '.join(cells)}" for metric, cells in rows.items())

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from vixml_jax import config as config_lib
 from vixml_jax import sharding
 from vixml_jax.errors import UserError
 from vixml_jax.models import hub
@@ -89,10 +90,10 @@ def create(
             file=config.text.checkpoint,
             fix="give a checkpoint whose tokenizer and config.json belong together",
         )
-    if config.train.row_length > text.config.max_positions < config.text.max_tokens + config.vision.images:
+    longest = config_lib.longest_item(config)
+    if longest > text.config.max_positions:
         raise UserError(
-            f"items of up to {config.text.max_tokens + config.vision.images} slots, but the tower has "
-            f"{text.config.max_positions} positions",
+            f"items of up to {longest} slots, but the tower has {text.config.max_positions} positions",
             fix="give a lower --config.text.max_tokens",
         )
     spec = ModelSpec(

@@ -10,6 +10,7 @@ Examples:
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -29,7 +30,7 @@ from vixml_jax.data.items import ItemBank
 from vixml_jax.data.packing import Template
 from vixml_jax.data.pictures import Picture
 from vixml_jax.data.ragged import Ragged
-from vixml_jax.embedding import Embedder, normalized
+from vixml_jax.embedding import normalized
 from vixml_jax.errors import UserError
 from vixml_jax.run import TrainedModel
 from vixml_jax.search import Searcher
@@ -72,13 +73,7 @@ class XmcModel:
 
     def __init__(self, model: TrainedModel, workdir: Path, mesh: Any):
         self._model, self._workdir, self._mesh = model, workdir, mesh
-        config = model.config
-        self._embedder = Embedder(
-            model.graphdef,
-            mesh,
-            items_per_call=config.eval.items_per_call,
-            row_length=config.train.row_length,
-        )
+        self._embedder = run_lib.make_embedder(model.config, model.graphdef, mesh)
         self._searcher: Searcher | None = None
         self._labels: data.dataset.Split | None = None
         self._label_texts: retrieval.index.Index | None = None
@@ -123,7 +118,7 @@ class XmcModel:
             self._searcher = Searcher.load(self._workdir, dataset.train_targets, settings, model.step)
             if self._searcher is None:
                 with sharding.use(self._mesh):
-                    run, model = run_lib.load(model.config, self._workdir, self._mesh)
+                    run = run_lib.with_banks(model, model.config, dataset, self._workdir, self._mesh)
                     self._searcher, _ = evaluate.build_searcher(run, model.params, model.tables)
         return self._searcher
 
@@ -182,7 +177,7 @@ class XmcModel:
     def predict_records(self, queries: Iterator[dict[str, Any]], k: int) -> Iterator[dict[str, Any]]:
         """Yields an output record for each of `query_lines.read_queries`, in order, a chunk at a time."""
         uids, titles = self.labels.uids, self.labels.titles
-        for chunk in _chunks(queries, QUERIES_PER_CHUNK):
+        for chunk in chunks(queries):
             ids, scores = self.predict(self._texts(chunk), [query["images"] for query in chunk], k)
             for query, row_ids, row_scores in zip(chunk, ids, scores, strict=True):
                 yield {
@@ -235,12 +230,7 @@ class XmcModel:
         return self._label_texts
 
 
-def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    chunk: list[Any] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
+def chunks(queries: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yields QUERIES_PER_CHUNK queries at a time, fewer at the end."""
+    while chunk := list(itertools.islice(queries, QUERIES_PER_CHUNK)):
         yield chunk

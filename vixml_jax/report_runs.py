@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 from collections.abc import Callable
@@ -102,11 +101,8 @@ class RunFiles:
         return values
 
     def curve(self, name: str) -> np.ndarray:
-        """(step, value) [n, 2] of one figure; the last evaluation, which is not in the records, included."""
+        """(step, value) [n, 2] of one figure."""
         points = [(record["step"], record[name]) for record in self.records if name in record]
-        if name.startswith("eval/") and self.records:
-            with contextlib.suppress(UserError, KeyError):
-                points.append((self.records[-1]["step"], self.figures[name.removeprefix("eval/")]))
         return np.array(points, np.float64).reshape(-1, 2)
 
     def best(self, row: int, count: int) -> list[tuple[int, float]]:

@@ -146,7 +146,7 @@ def start(config: ConfigDict, dataset: XmcDataset, workdir: Path, mesh: Mesh) ->
     files.write_json(workdir / MODEL, dataclasses.asdict(spec))
     graphdef, params, frozen = model_factory.split(model)
     return Run(
-        config, workdir, mesh, dataset, banks, spec, graphdef, frozen, _embedder(config, graphdef, mesh)
+        config, workdir, mesh, dataset, banks, spec, graphdef, frozen, make_embedder(config, graphdef, mesh)
     ), params
 
 
@@ -158,11 +158,16 @@ def load(config: ConfigDict, workdir: Path, mesh: Mesh) -> tuple[Run, TrainedMod
     model = load_model(workdir, mesh)
     dataset = open_dataset(config)
     check_dataset(dataset, model.spec, config)
+    return with_banks(model, config, dataset, workdir, mesh), model
+
+
+def with_banks(
+    model: TrainedModel, config: ConfigDict, dataset: XmcDataset, workdir: Path, mesh: Mesh
+) -> Run:
+    """Makes a run of a model that is loaded already, and the banks of its dataset."""
     banks = banks_lib.build(config, dataset, model.tokenizer, Template())
-    embedder = _embedder(config, model.graphdef, mesh)
-    return Run(
-        config, workdir, mesh, dataset, banks, model.spec, model.graphdef, model.frozen, embedder
-    ), model
+    embedder = make_embedder(config, model.graphdef, mesh)
+    return Run(config, workdir, mesh, dataset, banks, model.spec, model.graphdef, model.frozen, embedder)
 
 
 def check_dataset(dataset: XmcDataset, spec: ModelSpec, config: ConfigDict) -> None:
@@ -242,7 +247,8 @@ def _feature_sample(banks: list[ImageBank], seed: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _embedder(config: ConfigDict, graphdef: nnx.GraphDef[DualEncoder], mesh: Mesh) -> Embedder:
+def make_embedder(config: ConfigDict, graphdef: nnx.GraphDef[DualEncoder], mesh: Mesh) -> Embedder:
+    """Makes the embedder of a run; calls and rows are as long as its config says."""
     return Embedder(
         graphdef, mesh, items_per_call=config.eval.items_per_call, row_length=config.train.row_length
     )

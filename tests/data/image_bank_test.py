@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vixml_jax.data import image_bank, pictures
-from vixml_jax.data.image_bank import ImageBank
+from vixml_jax.data.image_bank import FrozenTower, ImageBank
 
 PREPROCESSING = {"size": 8, "mean": (0.5, 0.4, 0.3), "std": (0.5, 0.6, 0.7)}
 DIM = 5
@@ -58,10 +58,10 @@ def slow_embeddings(items):
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
 @pytest.mark.parametrize("max_images", [1, 3, 9])
 def test_the_bank_holds_every_readable_picture(items, tmp_path, batch_size, max_images):
-    settings = {"preprocessing": PREPROCESSING, "dim": DIM, "batch_size": batch_size}
+    tower = FrozenTower(embed, PREPROCESSING, DIM, batch_size)
     banks = [
-        image_bank.build(items, embed, **settings),
-        image_bank.build_or_load(items, embed, cache_dir=tmp_path, key_parts=["a"], **settings),
+        image_bank.build(items, tower),
+        image_bank.build_or_load(items, tower, cache_dir=tmp_path, key_parts=["a"]),
     ]
     chosen = np.array([5, 0, 2, 2, 8, 4, 6])
     expected = slow_embeddings(items)
@@ -87,19 +87,19 @@ def test_the_tower_always_sees_batches_of_one_size_and_runs_once(items, tmp_path
         shapes.append(pixels.shape)
         return embed(pixels)
 
-    settings = {"preprocessing": PREPROCESSING, "dim": DIM, "batch_size": 4, "cache_dir": tmp_path}
-    first = image_bank.build_or_load(items, watched, key_parts=["a"], **settings)
+    tower = FrozenTower(watched, PREPROCESSING, DIM, 4)
+    first = image_bank.build_or_load(items, tower, cache_dir=tmp_path, key_parts=["a"])
     assert set(shapes) == {(4, 8, 8, 3)}
     shapes.clear()
-    second = image_bank.build_or_load(items, watched, key_parts=["a"], **settings)
+    second = image_bank.build_or_load(items, tower, cache_dir=tmp_path, key_parts=["a"])
     assert not shapes
     np.testing.assert_array_equal(first.rows.view(np.uint16), second.rows.view(np.uint16))
-    image_bank.build_or_load(items, watched, key_parts=["b"], **settings)
+    image_bank.build_or_load(items, tower, cache_dir=tmp_path, key_parts=["b"])
     assert shapes
 
 
 def test_items_without_any_picture(tmp_path):
-    bank = image_bank.build([[], [], [b""]], embed, preprocessing=PREPROCESSING, dim=DIM, batch_size=2)
+    bank = image_bank.build([[], [], [b""]], FrozenTower(embed, PREPROCESSING, DIM, 2))
     assert isinstance(bank, ImageBank)
     features, present = bank.take(np.array([2, 0]), 3)
     assert features.shape[0] == 2

@@ -311,7 +311,9 @@ def holdout(dataset: XmcDataset, fraction: float, seed: int, by: str = "row") ->
     # Whole groups until the share is reached; a group that would overshoot it by far is passed over.
     chosen_G, count = [], 0
     for group, size in zip(order_G, sizes_G, strict=True):
-        if count < wanted and count + size <= max(1.2 * wanted, 1):
+        if count >= wanted:
+            break
+        if count + size <= max(1.2 * wanted, 1):
             chosen_G.append(group)
             count += size
     if not 0 < count < num_queries:

@@ -14,6 +14,7 @@ from vixml_jax.data.report import Report
 from vixml_jax.errors import UserError
 
 _CONTROL = re.compile("[\x01-\x08\x0e-\x1f\x7f]")  # besides white space and the null character
+IMAGES_FIX = 'give a list of paths: "images": ["pictures/1.jpg"]'
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which UTF-8 cannot hold
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,23 @@ from vixml_jax.progress import Progress
 
 # float32 pixels [B, H, W, 3] -> float32 embeddings [B, V]
 Embed = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenTower:
+    """A vision tower as the banks see it.
+
+    Attributes:
+      embed: embeds pixels.
+      preprocessing: `size`, `mean` and `std` of `pictures.to_pixels`.
+      dim: V, size of an embedding.
+      batch_size: pictures a call of `embed`; always as many, so that it compiles once.
+    """
+
+    embed: Embed
+    preprocessing: dict[str, Any]
+    dim: int
+    batch_size: int
 
 
 class ImageBank:
@@ -60,67 +78,42 @@ class ImageBank:
         return features, present
 
 
-def build(
-    images: Sequence[Sequence[Picture]],
-    embed: Embed,
-    *,
-    preprocessing: dict[str, Any],
-    dim: int,
-    batch_size: int,
-) -> ImageBank:
-    """Embeds pictures in memory; arguments as of `build_or_load`."""
-    rows = embedded(images, embed, preprocessing=preprocessing, dim=dim, batch_size=batch_size)
-    return ImageBank(Ragged.from_rows((row.ravel() for row in rows), np.uint16), dim)
+def build(images: Sequence[Sequence[Picture]], tower: FrozenTower) -> ImageBank:
+    """Embeds the pictures of N items in memory."""
+    return ImageBank(Ragged.from_rows((row.ravel() for row in embedded(images, tower)), np.uint16), tower.dim)
 
 
 def build_or_load(
-    images: Sequence[Sequence[Picture]],
-    embed: Embed,
-    *,
-    preprocessing: dict[str, Any],
-    dim: int,
-    cache_dir: Path,
-    key_parts: list[Any],
-    batch_size: int,
+    images: Sequence[Sequence[Picture]], tower: FrozenTower, *, cache_dir: Path, key_parts: list[Any]
 ) -> ImageBank:
     """Embeds pictures, or opens what an earlier call with the same key wrote.
 
     Args:
       images: the pictures of N items.
-      embed: the frozen vision tower.
-      preprocessing: `size`, `mean` and `std` of `pictures.to_pixels`; part of the key.
-      dim: V, size of an embedding.
+      tower: its preprocessing is part of the key.
       cache_dir: where banks lie.
       key_parts: JSON-able; what names the pictures and the tower.
-      batch_size: pictures a call of `embed`; always as many, so that it compiles once.
     """
-    directory = cache_dir / f"images-{files.fingerprint(*key_parts, preprocessing)}"
+    directory = cache_dir / f"images-{files.fingerprint(*key_parts, tower.preprocessing)}"
     if not directory.is_dir():
         with (
             files.atomic_dir(directory) as temporary,
             RaggedWriter(temporary, np.uint16) as writer,
             Progress(len(images), "embed pictures", "items") as progress,
         ):
-            for row in embedded(images, embed, preprocessing=preprocessing, dim=dim, batch_size=batch_size):
+            for row in embedded(images, tower):
                 writer.append(row)
                 progress.update()
-    return ImageBank(Ragged.load(directory), dim)
+    return ImageBank(Ragged.load(directory), tower.dim)
 
 
-def embedded(
-    images: Sequence[Sequence[Picture]],
-    embed: Embed,
-    *,
-    preprocessing: dict[str, Any],
-    dim: int,
-    batch_size: int,
-) -> Iterator[np.ndarray]:
+def embedded(images: Sequence[Sequence[Picture]], tower: FrozenTower) -> Iterator[np.ndarray]:
     """Yields for each item the embeddings of its readable pictures, bfloat16 as uint16 [pictures, V].
 
     Pictures of neighbouring items share a call of `embed`.
     """
-    size = preprocessing["size"]
-    waiting = np.zeros((batch_size, size, size, 3), np.float32)
+    size = tower.preprocessing["size"]
+    waiting = np.zeros((tower.batch_size, size, size, 3), np.float32)
     counts: list[int] = []  # pictures of the items not yet yielded
     filled = 0
     ready: list[np.ndarray] = []
@@ -129,9 +122,9 @@ def embedded(
         """Embeds what waits, and yields the items that are complete by it."""
         nonlocal filled
         if filled:
-            ready.append(_bits(embed(waiting)[:filled]))
+            ready.append(_bits(tower.embed(waiting)[:filled]))
             filled = 0
-        done = np.concatenate(ready) if ready else np.zeros((0, dim), np.uint16)
+        done = np.concatenate(ready) if ready else np.zeros((0, tower.dim), np.uint16)
         ready.clear()
         start = 0
         for count in counts:
@@ -139,15 +132,15 @@ def embedded(
             start += count
         counts.clear()
 
-    for pixels in _decoded(images, preprocessing):
+    for pixels in _decoded(images, tower.preprocessing):
         for picture in pixels:
-            if filled == batch_size:
-                ready.append(_bits(embed(waiting)))
+            if filled == tower.batch_size:
+                ready.append(_bits(tower.embed(waiting)))
                 filled = 0
             waiting[filled] = picture
             filled += 1
         counts.append(len(pixels))
-        if filled == batch_size:
+        if filled == tower.batch_size:
             yield from flush()
     yield from flush()
 

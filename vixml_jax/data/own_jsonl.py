@@ -16,8 +16,6 @@ from vixml_jax.data.report import Report
 from vixml_jax.data.text_lines import TextFile
 from vixml_jax.errors import UserError
 
-IMAGES_FIX = 'give a list of paths: "images": ["pictures/1.jpg"]'
-
 
 class OwnFolder(RawFolder):
     """`train.jsonl`, and if they are there `test.jsonl` and `labels.jsonl`.
@@ -58,9 +56,8 @@ class OwnFolder(RawFolder):
                 self._add_label(row, uid, title, where)
             else:
                 targets = self._targets(record, where)
-            images = [
-                ImagePath(path, where.line) for path in fields.texts_of(record, "images", where, IMAGES_FIX)
-            ]
+            paths = fields.texts_of(record, "images", where, fields.IMAGES_FIX)
+            images = [ImagePath(path, where.line) for path in paths]
             yield Record(uid, title, fields.content(record, where), targets, images, file.path)
 
     def _add_label(self, row: int, uid: str, title: str, where: Where) -> None:

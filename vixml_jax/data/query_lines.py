@@ -19,7 +19,6 @@ from vixml_jax.errors import UserError
 STREAM = "-"  # names standard input
 QUERY_FIX = 'every line is one JSON object such as {"title": "kettle"}'
 TITLE_FIX = 'give a text, "" if there is none: {"title": "kettle"}'
-IMAGES_FIX = 'give a list of paths: "images": ["pictures/1.jpg"]'
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ def _query(line: bytes, encoding: str, base: Path, where: Where) -> dict[str, An
         "uid": record["uid"] if isinstance(record.get("uid"), int) else uid,
         "title": fields.title(record["title"], where),
         "content": fields.content(record, where),
-        "images": [base / path for path in fields.texts_of(record, "images", where, IMAGES_FIX)],
+        "images": [base / path for path in fields.texts_of(record, "images", where, fields.IMAGES_FIX)],
     }
 
 
