@@ -56,7 +56,7 @@ class ScannIndex(index.Index):
     def _search(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         leaves, setting = self.measured["leaves"], _setting(self.measured)
         if setting != BRUTE_FORCE:
-            # Beyond the k that was measured, candidates grow in proportion and leaves with its square: where the
+            # Beyond the k that was measured, candidates grow in proportion and leaves with its square: where
             # labels lie in clusters, more than a cluster's are spread over many leaves. On clusters of 100,
             # tuned to 0.98 at 50, searches at 150 found 0.92 to 0.97 in proportion, 0.98 to 0.99 so.
             scale = max(1.0, k / self.measured["k"])
