@@ -23,6 +23,7 @@ test-long: .venv/test
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/shellcheck --external-sources launch/*.sh
 
 types: .venv/dev
 	$(BIN)/pyright
