@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from vixml_jax import XmcModel, cli, sharding
 from vixml_jax import run as run_lib
 from vixml_jax.checkpoint import Checkpointer
+from vixml_jax.data import packing
 from vixml_jax.errors import UserError
 from vixml_jax.export import MARKER, Tensor, export, write_safetensors
 from vixml_jax.models import hf_names, hub
@@ -125,9 +126,10 @@ def assert_same_model(workdir, out, pooling):
     ids, mask = tokens["input_ids"].numpy(), tokens["attention_mask"].numpy().astype(bool)
     with sharding.ensure() as mesh:
         run = run_lib.load_model(workdir, mesh)
-    values, lengths = run.tokenizer.encode_batch(TEXTS, run.config.text.max_tokens)
-    assert mask.sum(1).tolist() == lengths.tolist()
-    assert ids[mask].tolist() == values.tolist()
+    values, lengths = run.layout.tokenizer(run.tokenizer).encode_batch(TEXTS, run.config.text.max_tokens)
+    read = packing.assemble(values, lengths, run.layout.query)
+    assert mask.sum(1).tolist() == read.lengths.tolist()
+    assert ids[mask].tolist() == read.token_ids.tolist()
 
     theirs = hf_hidden(out, tokens)
     hidden = np.asarray(tower_of(workdir)(ids, mask))

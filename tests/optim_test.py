@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from vixml_jax import model_factory, optim
-from vixml_jax.models import hub
+from vixml_jax.models import hub, lora
 from vixml_jax.models.dual_encoder import DualEncoder
 from vixml_jax.models.prototypes import PrimeHead, free_vectors
 from vixml_jax.models.two_tower import TwoTower, image_projection
@@ -42,7 +42,8 @@ def params(request, single_mesh):
         free_vectors(16, text.dim, rngs=rngs),
         learned_logits=True,
     )
-    return model_factory.split(model)[1]
+    lora.attach(text, lora.LoraConfig(rank=2), rngs=rngs)
+    return model_factory.split(model, "full")[1]
 
 
 def test_groups_and_decay_of_a_whole_model(params):
@@ -56,6 +57,7 @@ def test_groups_and_decay_of_a_whole_model(params):
         assert decays[name] == (is_matrix and name != "free_vectors"), name
     for name, group, decay in [
         ("tower.text.layers.mlp.up_proj.kernel", "tower", True),
+        ("tower.text.layers.mlp.up_proj.adapter.lora_a", "tower", True),
         ("tower.image_projection.kernel", "head", True),
         ("tower.image_projection.bias", "head", False),
         ("head.q_proj.kernel", "head", True),

@@ -168,7 +168,8 @@ def test_another_dataset_does_not_continue_a_run(runs, tmp_path):
         ("dataset.fields", ("name",), "title, content"),
         ("prototype.kind", "none", "prototype.kind"),
         ("text.checkpoint", "random:nothing", "bert-tiny"),
-        ("text.checkpoint", "random:qwen2-tiny", "decoder"),
+        ("text.prompt", "{words}", "placeholder {words}"),
+        ("text.adapter", "nowhere", "nowhere"),
     ],
 )
 def test_a_wrong_config_is_one_clear_line(dataset, tmp_path, key, value, message):

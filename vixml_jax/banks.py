@@ -7,20 +7,23 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vixml_jax import sharding
-from vixml_jax.data import image_bank, token_bank
+from vixml_jax import config as config_lib
+from vixml_jax import files, sharding
+from vixml_jax.data import image_bank, prompt, token_bank
 from vixml_jax.data.dataset import Split, XmcDataset
 from vixml_jax.data.items import ItemBank
 from vixml_jax.data.packing import Template
 from vixml_jax.data.pictures import Picture
-from vixml_jax.data.tokenizer import Tokenizer
+from vixml_jax.data.tokenizer import SEP, Tokenizer
 from vixml_jax.errors import UserError
 from vixml_jax.models import hub
+from vixml_jax.models.encoder import EncoderConfig
 
 SPLITS = ("train", "test", "labels")
 
@@ -32,6 +35,74 @@ class Banks:
     train: ItemBank
     test: ItemBank
     labels: ItemBank
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How texts become the sequences that the tower reads.
+
+    Attributes:
+      query, label: the order of an item's parts.
+      special_tokens: whether the tokenizer's special tokens stand around a text.
+    """
+
+    query: Template
+    label: Template
+    special_tokens: bool
+
+    def longest(self, config: ConfigDict) -> int:
+        """Returns the slots of the longest item there can be."""
+        images = config.vision.images > 0
+        prompts = max(template.overhead(with_images=images) for template in (self.query, self.label))
+        return config_lib.longest_item(config) + prompts
+
+    def tokenizer(self, tokenizer: Tokenizer) -> Tokenizer:
+        """Returns the tokenizer as texts want it."""
+        return tokenizer if self.special_tokens else tokenizer.bare()
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what `from_json` reads."""
+        return {
+            "query": self.query.to_json(),
+            "label": self.label.to_json(),
+            "special_tokens": self.special_tokens,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Layout:
+        """Reads what `to_json` returned."""
+        query, label = (Template.from_json(value[name]) for name in ("query", "label"))
+        return cls(query, label, value["special_tokens"])
+
+
+def layout_for(config: ConfigDict, tokenizer: Tokenizer) -> Layout:
+    """Returns the layout that `config.text.prompt` and `query_prompt` ask for.
+
+    Raises:
+      UserError: if a prompt is wrong, or the tokenizer has no end token where one is asked for.
+    """
+    name = config.text.checkpoint
+    tower = hub.text_config(name)
+    is_encoder = isinstance(tower, EncoderConfig)
+    ends = [hub.end_token(tower), *_own_end_token(name), SEP]
+
+    def template(text: str) -> Template:
+        automatic = prompt.ENCODER if is_encoder else prompt.DECODER
+        return prompt.template(automatic if text == "auto" else text, tokenizer, [*filter(None, ends)])
+
+    label = template(config.text.prompt)
+    query = template(config.text.query_prompt) if config.text.query_prompt else label
+    return Layout(query, label, special_tokens=is_encoder)
+
+
+def _own_end_token(checkpoint: str) -> list[str]:
+    """What a checkpoint's tokenizer calls its end token."""
+    directory = hub.tokenizer_dir(checkpoint)
+    if directory is None or not (directory / "tokenizer_config.json").is_file():
+        return []
+    token = files.read_json(directory / "tokenizer_config.json").get("eos_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    return [token] if isinstance(token, str) else []
 
 
 def tokenizer_for(config: ConfigDict, dataset: XmcDataset, workdir: Path) -> Tokenizer:
@@ -55,11 +126,13 @@ def tokenizer_for(config: ConfigDict, dataset: XmcDataset, workdir: Path) -> Tok
     return tokenizer
 
 
-def build(config: ConfigDict, dataset: XmcDataset, tokenizer: Tokenizer, template: Template) -> Banks:
+def build(config: ConfigDict, dataset: XmcDataset, tokenizer: Tokenizer, layout: Layout) -> Banks:
     """Reads the banks of all three splits from the cache, or makes them."""
     cache = Path(config.dataset.cache_dir or Path(dataset.dir) / "derived")
+    tokenizer = layout.tokenizer(tokenizer)
+    templates = {"train": layout.query, "test": layout.query, "labels": layout.label}
     banks = {
-        name: item_bank(config, dataset, name, getattr(dataset, name), tokenizer, template, cache)
+        name: item_bank(config, dataset, name, getattr(dataset, name), tokenizer, templates[name], cache)
         for name in SPLITS
     }
     longest = max(int(bank.slots().max(initial=1)) for bank in banks.values())

@@ -52,6 +52,16 @@ def base() -> ConfigDict:
     text.pooling = "mean"  # over all unmasked positions, or "last"
     text.dtype = "float32"  # of the computation: "float32" or "bfloat16"
     text.remat = "none"  # what the backward pass recomputes: "none", "dots" (keeps matmuls), "full"
+    text.train = "full"  # what of the tower trains: "full", "lora" (adapters; decoders) or "none"
+    text.lora_rank = 256  # ViXML
+    text.lora_alpha = 256.0  # the adapters' addition is multiplied by alpha / sqrt(rank)
+    text.lora_rank_stabilised = True  # False: by alpha / rank
+    text.lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    text.adapter = ""  # directory of a PEFT adapter: LoRA starts from it; else it is merged into the tower
+    text.prompt = (
+        "auto"  # what stands around an item's text and pictures, see data/prompt.py; the family's own
+    )
+    text.query_prompt = ""  # of queries alone; "" = the same
     text.vocab_size = 8192  # of the tokenizer trained on the dataset; random presets only
 
     config.vision = vision = ConfigDict()
@@ -188,6 +198,7 @@ def validate(config: ConfigDict) -> None:
         "text.pooling": ("mean", "last"),
         "text.dtype": ("float32", "bfloat16"),
         "text.remat": ("none", "dots", "full"),
+        "text.train": ("full", "lora", "none"),
         "prototype.kind": ("prime", "dexa", "none"),
         "prototype.init": ("xavier", "labels"),
         "loss.name": ("prime", "triplet", "info_nce", "decoupled_softmax", "sigmoid"),
@@ -198,9 +209,9 @@ def validate(config: ConfigDict) -> None:
         value = get(config, key)
         if value not in allowed:
             raise UserError(f"config.{key}={value!r}", fix="give one of " + ", ".join(allowed))
-    for key in ("train.batch_size", "train.row_length", "text.max_tokens", "mining.size", "mining.every",
-                "train.log_every", "retrieval.k", "retrieval.neighbours", "loss.negatives",
-                "prototype.free_vectors", "eval.items_per_call", "vision.batch_size",
+    for key in ("train.batch_size", "train.row_length", "text.max_tokens", "text.lora_rank",
+                "mining.size", "mining.every", "train.log_every", "retrieval.k", "retrieval.neighbours",
+                "loss.negatives", "prototype.free_vectors", "eval.items_per_call", "vision.batch_size",
                 "checkpoint.keep"):  # fmt: skip
         if get(config, key) < 1:
             raise UserError(f"config.{key}={get(config, key)}", fix="give at least 1")
@@ -256,7 +267,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def longest_item(config: ConfigDict) -> int:
-    """Returns how many slots an item has at most."""
+    """Returns how many slots an item has at most, its prompt left out."""
     return config.text.max_tokens + config.vision.images
 
 

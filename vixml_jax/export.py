@@ -1,12 +1,14 @@
 """Exports a run's text tower: `vixml export --workdir=runs/demo/text --out=DIR`.
 
 DIR becomes a Hugging Face directory that `transformers.AutoModel` and sentence-transformers load: the tower,
-its tokenizer, pooling and normalisation. Of a run with pictures the image projection lies beside it. Label
-embeddings are no part of it; `vixml embed --of=labels` writes those.
+LoRA merged into it, its tokenizer, which puts the run's prompt around every text, pooling and normalisation.
+Of a run with pictures the image projection lies beside it. Label embeddings are no part of it; `vixml embed
+--of=labels` writes those. With --adapter DIR holds the adapters alone, in PEFT's format.
 
 Examples:
   vixml export --workdir=runs/demo/text --out=hf/demo
   vixml export --workdir=runs/131k --out=hf/131k --dtype=bfloat16
+  vixml export --workdir=runs/qwen --out=hf/qwen_adapter --adapter
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,15 @@ from flax import nnx
 
 from vixml_jax import __version__, files, sharding
 from vixml_jax import run as run_lib
+from vixml_jax.banks import Layout
+from vixml_jax.data import packing
 from vixml_jax.data import tokenizer as tokenizer_lib
+from vixml_jax.data.tokenizer import Tokenizer
 from vixml_jax.errors import UserError
-from vixml_jax.models import hf_names
+from vixml_jax.models import hf_names, lora
 from vixml_jax.models.dual_encoder import DualEncoder
 from vixml_jax.models.hf_layouts import Same, Transposed
+from vixml_jax.models.layers import Adapter
 from vixml_jax.run import TrainedModel
 
 FORMAT = "vixml export 1"
@@ -93,6 +98,7 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Directory of the run")
     flags.DEFINE_string("out", None, "Directory that becomes the export; replaces an earlier export")
     flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Type of the weights")
+    flags.DEFINE_bool("adapter", False, "Write the LoRA adapters alone, in PEFT's format")
     flags.DEFINE_float("max_shard_gb", SHARD_GB, "Largest file of weights, in GB", lower_bound=1e-6)
 
 
@@ -102,12 +108,30 @@ def main() -> int:
         if not flags.FLAGS[name].value:
             raise UserError(f"export needs --{name}", fix="as in --workdir=runs/demo/text --out=hf/demo")
     out = Path(flags.FLAGS.out)
-    export(Path(flags.FLAGS.workdir), out, dtype=flags.FLAGS.dtype, max_shard_gb=flags.FLAGS.max_shard_gb)
-    print(f'{out} is ready: transformers.AutoModel.from_pretrained("{out}")')
+    export(
+        Path(flags.FLAGS.workdir),
+        out,
+        dtype=flags.FLAGS.dtype,
+        max_shard_gb=flags.FLAGS.max_shard_gb,
+        adapter_alone=flags.FLAGS.adapter,
+    )
+    call = (
+        "peft.PeftModel.from_pretrained(base, "
+        if flags.FLAGS.adapter
+        else "transformers.AutoModel.from_pretrained("
+    )
+    print(f'{out} is ready: {call}"{out}")')
     return 0
 
 
-def export(workdir: Path, out: Path, *, dtype: str = "float32", max_shard_gb: float = SHARD_GB) -> None:
+def export(
+    workdir: Path,
+    out: Path,
+    *,
+    dtype: str = "float32",
+    max_shard_gb: float = SHARD_GB,
+    adapter_alone: bool = False,
+) -> None:
     """Writes the newest checkpoint's text tower as a Hugging Face directory.
 
     Args:
@@ -115,6 +139,7 @@ def export(workdir: Path, out: Path, *, dtype: str = "float32", max_shard_gb: fl
       out: becomes the export; appears only once it is complete.
       dtype: of the weights, a key of DTYPES.
       max_shard_gb: weights above it are split into files of at most so many GB, where single tensors fit.
+      adapter_alone: write the adapters only, in PEFT's format.
 
     Raises:
       UserError: if `workdir` is not a run's directory, or `out` holds something else than an export.
@@ -125,13 +150,26 @@ def export(workdir: Path, out: Path, *, dtype: str = "float32", max_shard_gb: fl
         raise UserError("export runs in one process", fix="run it on one host; any mesh reads a checkpoint")
     with sharding.ensure() as mesh:
         model = run_lib.load_model(workdir, mesh)
+        if adapter_alone and model.spec.lora is None:
+            raise UserError("the run has no adapters", file=workdir, fix="leave --adapter out")
         with files.atomic_dir(out) as directory:
-            write(model, workdir, directory, out.name, dtype, round(max_shard_gb * 1e9))
+            if adapter_alone:
+                write_adapter(model, directory)
+            else:
+                write(model, directory, out.name, dtype, round(max_shard_gb * 1e9))
 
 
-def write(
-    model: TrainedModel, workdir: Path, directory: Path, name: str, dtype: str, max_shard_bytes: int
-) -> None:
+def write_adapter(model: TrainedModel, directory: Path) -> None:
+    """Fills an empty directory with the adapters. Must be called inside the mesh."""
+    dual: DualEncoder = nnx.merge(model.graphdef, model.params, model.frozen)
+    base, config = model.spec.base, model.spec.lora_config
+    assert base is not None  # `export` has checked
+    assert config is not None
+    lora.write_peft(dual.tower.text, config, directory, base["checkpoint"])
+    files.write_json(directory / MARKER, {"format": FORMAT, "version": __version__, "adapter": True})
+
+
+def write(model: TrainedModel, directory: Path, name: str, dtype: str, max_shard_bytes: int) -> None:
     """Fills an empty directory with the export. Must be called inside the mesh."""
     dual: DualEncoder = nnx.merge(model.graphdef, model.params, model.frozen)
     tower, projection, spec = dual.tower.text, dual.tower.image_projection, model.spec
@@ -141,8 +179,10 @@ def write(
 
     files.write_json(directory / "config.json", {**family.write_config(tower_config), "dtype": dtype})
     write_weights(directory, tower_tensors(tower, tower_config), dtype, max_shard_bytes)
-    write_tokenizer(directory, workdir / "tokenizer", max_tokens)
-    write_sentence_transformers(directory, spec.dim, spec.pooling, max_tokens)
+    layout = model.layout
+    longest = max_tokens + layout.label.overhead(with_images=False)
+    write_tokenizer(directory, prompted(model.tokenizer, layout), longest)
+    write_sentence_transformers(directory, spec.dim, spec.pooling, longest)
     readme = README.format(
         name=name, version=__version__, dim=spec.dim, pooling=spec.pooling, max_tokens=max_tokens
     )
@@ -174,12 +214,14 @@ class Tensor:
       value: the parameter, on devices.
       layer: which of its stacked layers it is; None where it is not stacked.
       layout: how the parameter becomes the tensor.
+      adapter: what is added to a kernel, stacked as it is.
     """
 
     name: str
     value: jax.Array
     layer: int | None
     layout: Any
+    adapter: Adapter | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -188,7 +230,11 @@ class Tensor:
 
     def fetch(self, dtype: str) -> np.ndarray:
         """The values as they stand in the file."""
-        value = self.value if self.layer is None else _layer(self.value, self.layer)
+        part = lambda array: array if self.layer is None else _layer(array, self.layer)  # noqa: E731
+        value = part(self.value)
+        if self.adapter is not None:
+            a, b = (part(variable.get_value()) for variable in (self.adapter.lora_a, self.adapter.lora_b))
+            value = lora.merged(value, a, b, self.adapter.scale)
         return np.ascontiguousarray(self.layout.write(np.asarray(value)).astype(DTYPES[dtype][1], copy=False))
 
 
@@ -204,7 +250,16 @@ def tower_tensors(tower: Any, config: Any) -> list[Tensor]:
     Raises:
       ValueError: if the table does not name every parameter, which would be lost.
     """
-    params = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.split(tower)[1])}
+    adapters = {
+        f"{'.'.join(path)}.kernel": linear.adapter
+        for path, linear in lora.linears(tower)
+        if linear.adapter is not None
+    }
+    params = {
+        ".".join(map(str, path)): leaf
+        for path, leaf in nnx.to_flat_state(nnx.split(tower)[1])
+        if not isinstance(leaf, nnx.LoRAParam)
+    }
     entries = hf_names.TEXT_FAMILIES[config.family].entries(config)
     if unknown := params.keys() ^ {entry.path for entry in entries}:
         raise ValueError(f"{config.family}: parameters and table differ by {sorted(unknown)}")
@@ -212,7 +267,10 @@ def tower_tensors(tower: Any, config: Any) -> list[Tensor]:
     for entry in entries:
         value: Any = params[entry.path].get_value()
         layers = range(value.shape[0]) if entry.stacked else [None]
-        tensors += [Tensor(entry.hf.format(i=layer), value, layer, entry.layout) for layer in layers]
+        tensors += [
+            Tensor(entry.hf.format(i=layer), value, layer, entry.layout, adapters.get(entry.path))
+            for layer in layers
+        ]
     return tensors
 
 
@@ -264,10 +322,26 @@ def _num_bytes(tensor: Tensor, dtype: str) -> int:
     return math.prod(tensor.shape) * np.dtype(DTYPES[dtype][1]).itemsize
 
 
-def write_tokenizer(directory: Path, kept: Path, max_tokens: int) -> None:
-    """Copies the run's tokenizer, and writes what AutoTokenizer wants to know besides."""
-    source = kept / tokenizer_lib.FILE
-    known = {token["content"] for token in files.read_json(source).get("added_tokens", [])}
+def prompted(tokenizer: Tokenizer, layout: Layout) -> Tokenizer:
+    """Returns a tokenizer that puts the run's prompt for items without pictures around every text."""
+    sides: tuple[list[int], list[int]] = ([], [])
+    passed = 0  # 1 from the text on
+    for part in layout.label.parts:
+        if part.tokens is None:
+            passed += part.content == packing.TEXT
+        elif not part.with_images:
+            sides[passed].extend(part.tokens.tolist())
+    before, after = sides
+    if not before and not after and layout.special_tokens:
+        return tokenizer
+    return tokenizer.surrounded(before, after, special_tokens=layout.special_tokens)
+
+
+def write_tokenizer(directory: Path, tokenizer: Tokenizer, max_tokens: int) -> None:
+    """Writes the tokenizer, and what AutoTokenizer wants to know besides."""
+    file = directory / tokenizer_lib.FILE
+    file.write_text(tokenizer.to_json(), encoding="utf-8")
+    known = {token["content"] for token in files.read_json(file).get("added_tokens", [])}
     special = {
         role: next(name for name in names if name in known)
         for role, names in SPECIAL_TOKENS.items()
@@ -275,7 +349,6 @@ def write_tokenizer(directory: Path, kept: Path, max_tokens: int) -> None:
     }
     if "pad_token" not in special and special:
         special["pad_token"] = next(iter(special.values()))  # any will do: attention leaves padding out
-    shutil.copyfile(source, directory / tokenizer_lib.FILE)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_tokens,

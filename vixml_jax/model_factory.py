@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,11 +12,11 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from vixml_jax import config as config_lib
 from vixml_jax import sharding
 from vixml_jax.errors import UserError
-from vixml_jax.models import hub
+from vixml_jax.models import hub, lora
 from vixml_jax.models.dual_encoder import DualEncoder
+from vixml_jax.models.lora import LoraConfig
 from vixml_jax.models.prototypes import PrimeHead, free_vectors
 from vixml_jax.models.two_tower import TwoTower, image_projection, standardised_projection
 
@@ -26,6 +27,10 @@ class ModelSpec:
 
     Attributes:
       text: the text tower's config, as JSON.
+      train: what of the text tower trains: "full", "lora" or "none".
+      lora: the adapters' LoraConfig, as JSON; None without.
+      base: where the weights that do not train come from; None where all train.
+      layout: how texts become sequences, as `banks.Layout` writes it.
       dim: D, size of the embeddings.
       image_dim: V, size of the vision tower's embeddings; 0 for text only.
       pooling: "mean" or "last".
@@ -39,6 +44,10 @@ class ModelSpec:
     """
 
     text: dict[str, Any]
+    train: str
+    lora: dict[str, Any] | None
+    base: dict[str, Any] | None
+    layout: dict[str, Any]
     dim: int
     image_dim: int
     pooling: str
@@ -54,6 +63,11 @@ class ModelSpec:
     dtype: str
     remat: str
 
+    @property
+    def lora_config(self) -> LoraConfig | None:
+        """The adapters' config; None without."""
+        return LoraConfig(**{**self.lora, "targets": tuple(self.lora["targets"])}) if self.lora else None
+
 
 def create(
     config: ConfigDict,
@@ -62,6 +76,9 @@ def create(
     num_labels: int,
     num_queries: int,
     dataset: str,
+    base_fingerprint: str,
+    layout: dict[str, Any],
+    longest: int,
     image_features: np.ndarray | None,
 ) -> tuple[DualEncoder, ModelSpec]:
     """Builds the model that a run starts from, in the mesh that is set.
@@ -72,25 +89,37 @@ def create(
       num_labels: L.
       num_queries: N.
       dataset: its fingerprint.
+      base_fingerprint: names the content of the text tower's checkpoint.
+      layout: how texts become sequences, as JSON.
+      longest: slots of the longest item there can be.
       image_features: float [n, V] sample of the image bank, or None for text only. The projection starts so
         that its outputs on it have the mean and spread of word embeddings: features of a frozen tower may
         vary little around a large mean.
     """
-    text = hub.load_text_tower(
-        config.text.checkpoint,
-        dtype=config.text.dtype,
-        vocab_size=vocab_size,
-        seed=config.train.seed,
-        layers=config.text.layers or None,
-        remat=config.text.remat,
-    )
+    settings = config.text
+    base = {
+        "checkpoint": settings.checkpoint,
+        "adapter": settings.adapter,
+        "fingerprint": base_fingerprint,
+        "vocab_size": vocab_size,
+        "seed": config.train.seed,
+        "layers": settings.layers,
+    }
+    wanted = None
+    if settings.train == "lora":
+        wanted = LoraConfig(
+            settings.lora_rank,
+            settings.lora_alpha,
+            settings.lora_rank_stabilised,
+            tuple(settings.lora_targets),
+        )
+    text, lora_config = _text_tower(base, settings.train, wanted, settings.dtype, settings.remat)
     if vocab_size > text.config.vocab_size:
         raise UserError(
             f"the tokenizer has {vocab_size} tokens, the tower {text.config.vocab_size}",
             file=config.text.checkpoint,
             fix="give a checkpoint whose tokenizer and config.json belong together",
         )
-    longest = config_lib.longest_item(config)
     if longest > text.config.max_positions:
         raise UserError(
             f"items of up to {longest} slots, but the tower has {text.config.max_positions} positions",
@@ -98,6 +127,10 @@ def create(
         )
     spec = ModelSpec(
         text=hub.tower_config_to_json(text.config),
+        train=settings.train,
+        lora=dataclasses.asdict(lora_config) if lora_config else None,
+        base=None if settings.train == "full" else base,
+        layout=layout,
         dim=text.dim,
         image_dim=0 if image_features is None else image_features.shape[1],
         pooling=config.text.pooling,
@@ -133,15 +166,62 @@ def create(
 
 
 def rebuild(spec: ModelSpec) -> DualEncoder:
-    """Builds the model of a `model.json`, its weights to be restored from a checkpoint."""
-    text = hub.random_tower(hub.tower_config_from_json(spec.text), dtype=spec.dtype, remat=spec.remat)
+    """Builds the model of a `model.json`; the weights that train are to be restored from a checkpoint.
+
+    Raises:
+      UserError: if the checkpoint of the weights that never train is not to be had.
+    """
+    if spec.base is None:
+        text = hub.random_tower(hub.tower_config_from_json(spec.text), dtype=spec.dtype, remat=spec.remat)
+    else:
+        text, _ = _text_tower(spec.base, spec.train, spec.lora_config, spec.dtype, spec.remat)
     return _assemble(spec, text, seed=0)
 
 
-def split(model: DualEncoder) -> tuple[nnx.GraphDef[DualEncoder], nnx.State, nnx.State]:
-    """Returns (structure, parameters that train, everything else)."""
-    graphdef, params, frozen = nnx.split(model, nnx.Param, ...)
+def split(model: DualEncoder, train: str) -> tuple[nnx.GraphDef[DualEncoder], nnx.State, nnx.State]:
+    """Returns (structure, parameters that train, everything else).
+
+    Args:
+      model: the model.
+      train: what of its text tower trains: "full", "lora" or "none".
+    """
+
+    def trains(path: tuple[Any, ...], value: Any) -> bool:
+        if path[:2] != ("tower", "text") or train == "full":
+            return True
+        return train == "lora" and isinstance(value, nnx.LoRAParam)
+
+    graphdef, params, frozen = nnx.split(model, nnx.All(nnx.Param, trains), ...)
     return graphdef, params, frozen
+
+
+def _text_tower(
+    base: dict[str, Any], train: str, lora_config: LoraConfig | None, dtype: str, remat: str
+) -> tuple[Any, LoraConfig | None]:
+    """Loads the text tower of a run and gives it its adapters; returns their config too."""
+    text = hub.load_text_tower(
+        base["checkpoint"],
+        dtype=dtype,
+        # What never trains is stored as it is computed with: no cast in every step.
+        param_dtype="float32" if train == "full" else dtype,
+        vocab_size=base["vocab_size"],
+        seed=base["seed"],
+        layers=base["layers"] or None,
+        remat=remat,
+    )
+    if base["adapter"]:
+        directory = Path(base["adapter"]).expanduser()
+        if not directory.is_dir():
+            raise UserError(
+                "no such directory", file=directory, fix="give --config.text.adapter a PEFT directory"
+            )
+        given = lora.attach_peft(text, directory)
+        if train == "lora":
+            return text, given
+        lora.merge(text, dtype="float32" if train == "full" else dtype)
+    if lora_config is not None:
+        lora.attach(text, lora_config, rngs=nnx.Rngs(base["seed"] + 2))
+    return text, lora_config
 
 
 def _assemble(spec: ModelSpec, text: Any, seed: int) -> DualEncoder:

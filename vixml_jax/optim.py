@@ -13,7 +13,7 @@ import jax
 import optax
 
 # Leaves that decay. Biases, norm scales and free vectors do not.
-DECAYED = ("kernel", "embedding", "position_embeddings", "token_type_embeddings")
+DECAYED = ("kernel", "embedding", "position_embeddings", "token_type_embeddings", "lora_a", "lora_b")
 
 
 def make(

@@ -132,7 +132,7 @@ class XmcModel:
           images: for each text a list of pictures (paths, bytes or PIL images), or None for none at all.
             Pictures that cannot be read count as missing.
         """
-        return normalized(self._pooled(texts, images, "embed queries"))
+        return normalized(self._pooled(texts, images, self._model.layout.query, "embed queries"))
 
     def encode_labels(
         self, texts: Sequence[str], images: Sequence[Sequence[Picture]] | None = None
@@ -144,7 +144,7 @@ class XmcModel:
         the free vector of the known label whose text is nearest.
         """
         model, tables = self._model, self._model.tables
-        texts_ND = self._pooled(texts, images, "embed labels")
+        texts_ND = self._pooled(texts, images, model.layout.label, "embed labels")
         if not len(texts_ND):
             return texts_ND
         rows = np.array([self._known_labels().get(text, -1) for text in texts], np.int64)
@@ -194,7 +194,11 @@ class XmcModel:
         return [" ".join(filter(None, (query[field] for field in fields))) for query in queries]
 
     def _pooled(
-        self, texts: Sequence[str], images: Sequence[Sequence[Picture]] | None, title: str
+        self,
+        texts: Sequence[str],
+        images: Sequence[Sequence[Picture]] | None,
+        template: Template,
+        title: str,
     ) -> np.ndarray:
         if isinstance(texts, str):
             raise UserError("texts is one string", fix="give a list of texts")
@@ -205,12 +209,13 @@ class XmcModel:
         if not len(texts):
             return np.zeros((0, self.dim), np.float32)
         model = self._model
-        values, lengths = model.tokenizer.encode_batch(list(texts), model.config.text.max_tokens)
+        tokenizer = model.layout.tokenizer(model.tokenizer)
+        values, lengths = tokenizer.encode_batch(list(texts), model.config.text.max_tokens)
         tokens = Ragged(values, np.concatenate([[0], np.cumsum(lengths)]))
         pictures = None
         if self.uses_images and images is not None:
             pictures = banks_lib.pictures_in_memory(model.config, images)
-        bank = ItemBank(tokens, Template(), pictures, model.config.vision.images if pictures else 0)
+        bank = ItemBank(tokens, template, pictures, model.config.vision.images if pictures else 0)
         with sharding.use(self._mesh):
             return self._embedder.pooled(model.params, model.frozen, bank, title)
 
@@ -225,7 +230,9 @@ class XmcModel:
         """Exact search over the embeddings of the dataset's labels, by text alone; in blocks."""
         if self._label_texts is None:
             texts = self.labels.text_of(tuple(self._model.config.dataset.fields))
-            texts_LD = normalized(self._pooled(list(texts), None, "embed known labels"))
+            texts_LD = normalized(
+                self._pooled(list(texts), None, self._model.layout.label, "embed known labels")
+            )
             self._label_texts = retrieval.build(texts_LD, kind="exact")
         return self._label_texts
 

@@ -16,12 +16,11 @@ from ml_collections import ConfigDict
 from vixml_jax import banks as banks_lib
 from vixml_jax import config as config_lib
 from vixml_jax import data, distributed, files, model_factory
-from vixml_jax.banks import Banks
+from vixml_jax.banks import Banks, Layout
 from vixml_jax.centroids import label_centroids
 from vixml_jax.checkpoint import Checkpointer
 from vixml_jax.data.dataset import XmcDataset, holdout, subset
 from vixml_jax.data.image_bank import ImageBank
-from vixml_jax.data.packing import Template
 from vixml_jax.data.tokenizer import Tokenizer
 from vixml_jax.embedding import Embedder
 from vixml_jax.errors import UserError
@@ -125,7 +124,8 @@ def start(config: ConfigDict, dataset: XmcDataset, workdir: Path, mesh: Mesh) ->
     if (workdir / MODEL).exists():
         check_dataset(dataset, _read_spec(workdir), config)
     tokenizer = banks_lib.tokenizer_for(config, dataset, workdir)
-    banks = banks_lib.build(config, dataset, tokenizer, Template())
+    layout = banks_lib.layout_for(config, tokenizer)
+    banks = banks_lib.build(config, dataset, tokenizer, layout)
     features = None
     if banks.train.images is not None and banks.labels.images is not None:
         features = _feature_sample([banks.train.images, banks.labels.images], config.train.seed)
@@ -141,10 +141,13 @@ def start(config: ConfigDict, dataset: XmcDataset, workdir: Path, mesh: Mesh) ->
         num_labels=len(dataset.labels),
         num_queries=len(dataset.train),
         dataset=dataset.fingerprint,
+        base_fingerprint=banks_lib.tower_fingerprint(config.text.checkpoint),
+        layout=layout.to_json(),
+        longest=layout.longest(config),
         image_features=features,
     )
     files.write_json(workdir / MODEL, dataclasses.asdict(spec))
-    graphdef, params, frozen = model_factory.split(model)
+    graphdef, params, frozen = model_factory.split(model, spec.train)
     return Run(
         config, workdir, mesh, dataset, banks, spec, graphdef, frozen, make_embedder(config, graphdef, mesh)
     ), params
@@ -165,7 +168,7 @@ def with_banks(
     model: TrainedModel, config: ConfigDict, dataset: XmcDataset, workdir: Path, mesh: Mesh
 ) -> Run:
     """Makes a run of a model that is loaded already, and the banks of its dataset."""
-    banks = banks_lib.build(config, dataset, model.tokenizer, Template())
+    banks = banks_lib.build(config, dataset, model.tokenizer, model.layout)
     embedder = make_embedder(config, model.graphdef, mesh)
     return Run(config, workdir, mesh, dataset, banks, model.spec, model.graphdef, model.frozen, embedder)
 
@@ -200,6 +203,11 @@ class TrainedModel:
     tables: Tables
     step: int
 
+    @property
+    def layout(self) -> Layout:
+        """How texts become the sequences that the tower reads."""
+        return Layout.from_json(self.spec.layout)
+
 
 def load_model(workdir: Path, mesh: Mesh) -> TrainedModel:
     """Restores the newest checkpoint of `workdir`. Must be called inside the mesh."""
@@ -209,7 +217,13 @@ def load_model(workdir: Path, mesh: Mesh) -> TrainedModel:
         )
     config = config_lib.load(workdir / "config.json")
     spec = _read_spec(workdir)
-    graphdef, params, frozen = model_factory.split(model_factory.rebuild(spec))
+    if spec.base and banks_lib.tower_fingerprint(spec.base["checkpoint"]) != spec.base["fingerprint"]:
+        raise UserError(
+            "the checkpoint under the run's adapters has changed since it was trained",
+            file=spec.base["checkpoint"],
+            fix="bring back the files of that time",
+        )
+    graphdef, params, frozen = model_factory.split(model_factory.rebuild(spec), spec.train)
     with Checkpointer(workdir) as checkpointer:
         params, tables = checkpointer.restore_model(params, empty_tables(spec, mesh))
         step = checkpointer.latest_step()

@@ -29,8 +29,6 @@ from vixml_jax import run as run_lib
 from vixml_jax.checkpoint import Checkpointer
 from vixml_jax.data.pipeline import TrainingData, num_batches, train_batches
 from vixml_jax.errors import UserError
-from vixml_jax.models import hub
-from vixml_jax.models.encoder import EncoderConfig
 from vixml_jax.prepare import prepare_demo
 from vixml_jax.progress import Progress
 from vixml_jax.run import Run
@@ -63,7 +61,6 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
     dataset = run_lib.open_dataset(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_batch_size(config.train.batch_size, mesh)
-    check_tower(config.text.checkpoint)
 
     with sharding.use(mesh), Checkpointer(workdir, config.checkpoint.keep) as checkpointer:
         run, params = run_lib.start(config, dataset, workdir, mesh)
@@ -139,16 +136,6 @@ def check_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> None:
         raise UserError(
             f"config.train.batch_size={batch_size} does not split over {shards} devices (data x fsdp)",
             fix=f"give a multiple of {shards}, such as {sharding.round_up(batch_size, shards)}",
-        )
-
-
-def check_tower(checkpoint: str) -> None:
-    """Only encoders are trained so far."""
-    if not isinstance(hub.text_config(checkpoint), EncoderConfig):
-        raise UserError(
-            f"config.text.checkpoint={checkpoint!r} is a decoder, which cannot be trained yet: "
-            "it would lack its prompt and its adapters",
-            fix="give an encoder of the BERT family",
         )
 
 

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -6,25 +8,31 @@ from vixml_jax.data import packing
 
 def slow_sequence(text, images, template):
     """One item's slots as the paper writes them: ("t", token) or ("i", image)."""
-    words = [("t", t) for t in template.prefix] + [("t", t) for t in text]
-    pictures = [("i", i) for i in images]
-    if template.images_first:
-        words = pictures + words
-        if pictures:
-            words += [("t", t) for t in template.image_prefix]
-    elif pictures:
-        words += [("t", t) for t in template.image_prefix] + pictures
-    return words + [("t", t) for t in template.suffix]
+    words = []
+    for part in template.parts:
+        if isinstance(part.content, np.ndarray):
+            if len(images) or not part.with_images:
+                words += [("t", t) for t in part.content]
+        elif part.content == packing.TEXT:
+            words += [("t", t) for t in text]
+        else:
+            words += [("i", i) for i in images]
+    return words
+
+
+def prompt(*tokens, with_images=False):
+    return packing.Part(np.array(tokens, np.int32), with_images)
+
+
+TEXT, IMAGES = packing.Part(packing.TEXT), packing.Part(packing.IMAGES)
 
 
 TEMPLATES = {
     "encoder": packing.Template(),
     "decoder": packing.Template(
-        prefix=np.array([91, 92], np.int32),
-        image_prefix=np.array([93, 94, 95], np.int32),
-        suffix=np.array([96], np.int32),
-        images_first=False,
+        (prompt(91, 92), TEXT, prompt(93, 94, 95, with_images=True), IMAGES, prompt(96))
     ),
+    "images first": packing.Template((prompt(91, with_images=True), IMAGES, prompt(92), TEXT)),
 }
 
 
@@ -42,6 +50,12 @@ def test_packed_slots_are_the_items_slots(template, with_images):
         images if with_images else None,
         present if with_images else None,
     )
+    counts = present.sum(1) if with_images else np.zeros(50, int)
+    for there in (False, True):
+        lengths = np.array([len(t) for t in texts]) + counts + template.overhead(with_images=there)
+        np.testing.assert_array_equal(
+            sequences.lengths[(counts > 0) == there], lengths[(counts > 0) == there]
+        )
     packed = packing.pack(sequences, 24, row_multiple=4, image_multiple=16)
     assert packed.token_ids.shape[0] % 4 == 0
     for item, text in enumerate(texts):
@@ -64,6 +78,15 @@ def test_packed_slots_are_the_items_slots(template, with_images):
     padding = packed.item_index == len(texts)
     assert (packed.segment_ids[padding] == 0).all()
     assert (packed.segment_ids[~padding] > 0).all()
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_a_template_survives_json(template):
+    again = packing.Template.from_json(json.loads(json.dumps(template.to_json())))
+    assert again.to_json() == template.to_json()
+    assert [part.with_images for part in again.parts] == [part.with_images for part in template.parts]
+    for old, new in zip(template.parts, again.parts, strict=True):
+        np.testing.assert_array_equal(old.content, new.content)
 
 
 def test_segments_of_a_row_differ():

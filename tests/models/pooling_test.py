@@ -152,7 +152,8 @@ def test_packed_items_with_images_equal_one_at_a_time(single_mesh, pooling, seed
     text = hub.load_text_tower("random:bert-tiny", vocab_size=99, seed=seed)
     tower = TwoTower(text, image_projection(IMAGE_DIM, text.dim, rngs=nnx.Rngs(seed)), pooling)
     tokens, images, present = _items(rng)
-    template = packing.Template(suffix=np.array([2], np.int32))
+    suffix = packing.Part(np.array([2], np.int32))
+    template = packing.Template((*packing.Template().parts, suffix))
     embed = jax.jit(lambda tower, packed, num_items: tower(packed, num_items), static_argnums=2)
 
     def assembled(chosen, images):

@@ -40,10 +40,9 @@ class ItemBank:
 
     def slots(self) -> np.ndarray:
         """Returns the number of slots of every item, int64 [N]."""
-        lengths = self.tokens.lengths() + len(self.template.prefix) + len(self.template.suffix)
-        if self.images is not None:
-            counts = self.image_counts()
-            lengths = lengths + counts + np.where(counts > 0, len(self.template.image_prefix), 0)
+        counts = self.image_counts()
+        overhead, with_images = (self.template.overhead(with_images=there) for there in (False, True))
+        lengths = self.tokens.lengths() + counts + np.where(counts > 0, with_images, overhead)
         return lengths
 
     def image_counts(self) -> np.ndarray:

@@ -8,38 +8,66 @@ sequences one after the other into flat arrays, `assign_rows` decides which row 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from vixml_jax.types import PackedTokens
 
-EMPTY = np.zeros(0, np.int32)
+# What stands for an item's own text or pictures in a template.
+TEXT, IMAGES = "text", "images"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One stretch of an item's sequence.
+
+    Attributes:
+      content: int32 token ids of a prompt, or TEXT, or IMAGES.
+      with_images: the part is there only when the item has a picture.
+    """
+
+    content: np.ndarray | str
+    with_images: bool = False
+
+    @property
+    def tokens(self) -> np.ndarray | None:
+        """The prompt's tokens; None for an item's own text or pictures."""
+        return None if isinstance(self.content, str) else self.content
 
 
 @dataclasses.dataclass(frozen=True)
 class Template:
     """How an item's parts follow each other (ViXML, early fusion).
 
-    Encoders read `[images] text`, decoders `prefix text [image_prefix images] suffix`; the parts in brackets
-    are there only when the item has a picture.
-
     Attributes:
-      prefix: int32 tokens before the text.
-      image_prefix: int32 tokens between the text and the images.
-      suffix: int32 tokens at the end.
-      images_first: images stand before everything else. Never for a decoder: its first position is the
-        attention sink.
+      parts: in order. The default is the encoders': pictures, then the text with its special tokens. In a
+        decoder pictures never come first: its first position is the attention sink.
     """
 
-    prefix: np.ndarray = dataclasses.field(default_factory=lambda: EMPTY)
-    image_prefix: np.ndarray = dataclasses.field(default_factory=lambda: EMPTY)
-    suffix: np.ndarray = dataclasses.field(default_factory=lambda: EMPTY)
-    images_first: bool = True
+    parts: tuple[Part, ...] = (Part(IMAGES), Part(TEXT))
 
-    @property
-    def overhead(self) -> int:
-        """Number of prompt tokens of an item with pictures."""
-        return len(self.prefix) + len(self.image_prefix) + len(self.suffix)
+    def overhead(self, *, with_images: bool) -> int:
+        """Returns the number of prompt tokens of an item, with pictures or without."""
+        prompts = [part for part in self.parts if part.tokens is not None]
+        return sum(len(part.content) for part in prompts if with_images or not part.with_images)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Returns what `from_json` reads."""
+        return [
+            {
+                "content": part.content if part.tokens is None else part.tokens.tolist(),
+                "with_images": part.with_images,
+            }
+            for part in self.parts
+        ]
+
+    @classmethod
+    def from_json(cls, parts: Sequence[dict[str, Any]]) -> Template:
+        """Reads what `to_json` returned."""
+        content = lambda value: value if isinstance(value, str) else np.array(value, np.int32)  # noqa: E731
+        return cls(tuple(Part(content(part["content"]), part["with_images"]) for part in parts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,24 +106,21 @@ def assemble(
     num_items = len(text_lengths)
     text_lengths = np.asarray(text_lengths, np.int64)
     counts = np.zeros(num_items, np.int64) if present is None else present.sum(1)
-    has_image = counts > 0
-    image_prefix = np.where(has_image, len(template.image_prefix), 0)
-    lengths = len(template.prefix) + text_lengths + image_prefix + counts + len(template.suffix)
-    starts = np.cumsum(lengths) - lengths
+    part_lengths = [_part_lengths(part, text_lengths, counts) for part in template.parts]
+    lengths = np.stack(part_lengths).sum(axis=0)
     token_ids = np.zeros(lengths.sum(), np.int32)
     image_index = np.full(lengths.sum(), -1, np.int32)
 
-    at = starts + (counts if template.images_first else 0)
-    _place_constant(token_ids, at, template.prefix)
-    at = at + len(template.prefix)
-    token_ids[_spans(at, text_lengths)] = tokens
-    at = at + text_lengths
-    _place_constant(token_ids, at[has_image], template.image_prefix)
-    at = at + image_prefix
-    image_slots = _spans(starts if template.images_first else at, counts)
-    image_index[image_slots] = np.arange(len(image_slots))
-    at = at + (0 if template.images_first else counts)
-    _place_constant(token_ids, at, template.suffix)
+    at = np.cumsum(lengths) - lengths
+    for part, taken in zip(template.parts, part_lengths, strict=True):
+        slots = _spans(at, taken)
+        if part.tokens is not None:
+            token_ids[slots] = np.tile(part.tokens, int((taken > 0).sum()))
+        elif part.content == TEXT:
+            token_ids[slots] = tokens
+        else:
+            image_index[slots] = np.arange(len(slots))
+        at = at + taken
     return Sequences(lengths, token_ids, image_index, None if images is None else images[present])
 
 
@@ -230,5 +255,9 @@ def _spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(starts, lengths) + _within(lengths)
 
 
-def _place_constant(target: np.ndarray, starts: np.ndarray, values: np.ndarray) -> None:
-    target[starts[:, None] + np.arange(len(values))] = values
+def _part_lengths(part: Part, text_lengths: np.ndarray, image_counts: np.ndarray) -> np.ndarray:
+    """Slots that a part takes in each item, int64 [N]."""
+    if part.tokens is not None:
+        there = image_counts > 0 if part.with_images else np.ones(len(image_counts), bool)
+        return np.where(there, len(part.tokens), 0)
+    return text_lengths if part.content == TEXT else image_counts

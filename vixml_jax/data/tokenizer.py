@@ -23,17 +23,24 @@ NORMALIZER = normalizers.BertNormalizer(lowercase=True)
 
 
 class Tokenizer:
-    """Turns texts into token ids, special tokens included, without padding.
+    """Turns texts into token ids, without padding.
 
     Args:
       backend: of the `tokenizers` library. Its own padding and truncation are turned off: checkpoints are
         published with all kinds of both.
+      special_tokens: whether texts get the special tokens that the tokenizer puts around them, as encoders
+        want it; decoders have a prompt instead.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer):
+    def __init__(self, backend: tokenizers.Tokenizer, special_tokens: bool = True):
         backend.no_padding()
         backend.no_truncation()
         self._backend = backend
+        self._special_tokens = special_tokens
+
+    def bare(self) -> Tokenizer:
+        """Returns the same tokenizer without special tokens around texts."""
+        return Tokenizer(self._backend, special_tokens=False)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Tokenizer:
@@ -90,7 +97,33 @@ class Tokenizer:
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes `tokenizer.json` into a directory, which appears only when it is whole."""
         with files.atomic_dir(directory) as temporary:
-            (temporary / FILE).write_text(self._backend.to_str(), encoding="utf-8")
+            (temporary / FILE).write_text(self.to_json(), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """Returns the content of a `tokenizer.json`."""
+        return self._backend.to_str()
+
+    def surrounded(self, before: Sequence[int], after: Sequence[int], *, special_tokens: bool) -> Tokenizer:
+        """Returns a tokenizer that puts these ids around every text.
+
+        Args:
+          before, after: token ids.
+          special_tokens: whether the special tokens that it puts there now stay, inside of them.
+        """
+        leading, trailing = self._ends if special_tokens else ([], [])
+        backend = tokenizers.Tokenizer.from_str(self.to_json())
+        around = {"before": [*before, *leading], "after": [*trailing, *after]}
+        pieces = [
+            {"id": name, "ids": ids, "tokens": [backend.id_to_token(i) for i in ids]}
+            for name, ids in around.items()
+            if ids
+        ]
+        order = [piece for piece in ("before", "$A", "after") if around.get(piece, "text")]
+        backend.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+            single=" ".join(order),
+            special_tokens=pieces,  # pyright: ignore[reportArgumentType]
+        )
+        return Tokenizer(backend)
 
     @property
     def vocab_size(self) -> int:
@@ -100,21 +133,39 @@ class Tokenizer:
     @property
     def fingerprint(self) -> str:
         """Changes with anything that changes token ids."""
-        return files.fingerprint(self._backend.to_str())
+        return files.fingerprint(self.to_json(), self._special_tokens)
+
+    @property
+    def leading_tokens(self) -> np.ndarray:
+        """Ids of the special tokens that the tokenizer puts before every text, int32."""
+        return np.array(self._ends[0], np.int32)
+
+    @property
+    def _ends(self) -> tuple[list[int], list[int]]:
+        """Special tokens before and after every text."""
+        whole = self._backend.encode("a").ids
+        inner = self._backend.encode("a", add_special_tokens=False).ids
+        starts = (i for i in range(len(whole)) if whole[i : i + len(inner)] == inner)
+        start = next(starts, 0)
+        return whole[:start], whole[start + len(inner) :]
+
+    def token_id(self, name: str) -> int | None:
+        """Returns the id of a token, None where there is none of that name."""
+        return self._backend.token_to_id(name)
 
     def encode_batch(self, texts: Sequence[str], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokenizes texts.
 
         Args:
           texts: N texts.
-          max_tokens: longest sequence, special tokens counted in; what is longer is cut before its last
-            special token.
+          max_tokens: longest sequence, special tokens counted in where texts get them; what is longer is cut
+            before its last special token.
 
         Returns:
           int32 [S], the texts' token ids end to end, and int64 [N], how many each has.
         """
         self._backend.enable_truncation(max_tokens)
-        encodings = self._backend.encode_batch_fast(list(texts))
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=self._special_tokens)
         self._backend.no_truncation()  # not of the tokenizer, and so not in its fingerprint
         rows = [encoding.ids for encoding in encodings]
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))

@@ -262,9 +262,20 @@ def _entries(config: DecoderConfig) -> list[Entry]:
 _IGNORED = (r"lm_head\..*", r"score\..*", r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
+# METHOD (ViXML): Qwen's prompt ends in <|endoftext|>, also where a chat model's own end is <|im_end|>; others
+# accordingly.
+_END_TOKENS = {
+    "qwen2": "<|endoftext|>",
+    "qwen3": "<|endoftext|>",
+    "llama": "<|end_of_text|>",
+    "gemma3_text": "<eos>",
+}
+
+
 def _family(name: str) -> Family:
     read = _read_gemma if name == "gemma3_text" else lambda raw: _read_llama_like(name, raw)
-    return Family(read, _write, _entries, prefixes=("model.",), ignored=_IGNORED)
+    end = _END_TOKENS[name]
+    return Family(read, _write, _entries, prefixes=("model.",), ignored=_IGNORED, end_token=end)
 
 
 # config.json's model_type -> family. The text part of a multimodal Gemma is written as a model of its own.
@@ -276,5 +287,6 @@ DECODERS: dict[str, Family] = {
         _entries,
         prefixes=("language_model.model.", "model.language_model.", "language_model.", "model."),
         ignored=(*_IGNORED, r"vision_tower\..*", r"multi_modal_projector\..*"),
+        end_token=_END_TOKENS["gemma3_text"],
     ),
 }

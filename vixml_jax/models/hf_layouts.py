@@ -157,6 +157,7 @@ class Family:
       entries: config of the tower -> its parameters' entries.
       prefixes: what may stand before all names of a file.
       ignored: patterns of names (without prefix) that the tower has no use for.
+      end_token: what ends a text in pretraining; decoders only.
     """
 
     read_config: Callable[[dict[str, Any]], Any]
@@ -164,6 +165,7 @@ class Family:
     entries: Callable[[Any], list[Entry]]
     prefixes: tuple[str, ...] = ("",)
     ignored: tuple[str, ...] = ()
+    end_token: str = ""
 
     def plain_name(self, name: str) -> str:
         """Strips the prefix, and the norms' names of old TensorFlow conversions."""

@@ -129,6 +129,11 @@ def load_text_tower(
     return load_weights(directory, family, config, full, dtype=dtype, param_dtype=param_dtype, remat=remat)
 
 
+def end_token(config: Any) -> str:
+    """Returns the token that ends a text in a tower's pretraining; "" for encoders."""
+    return hf_names.TEXT_FAMILIES[config.family].end_token
+
+
 def vision_config(name_or_dir: str) -> VisionConfig:
     """Reads the config of a vision tower, and how its pictures are prepared, without its weights.
 

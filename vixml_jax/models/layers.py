@@ -86,8 +86,28 @@ def _einsum_backward(
 _einsum.defvjp(_einsum_forward, _einsum_backward)
 
 
+class Adapter(nnx.Module):
+    """Low-rank addition to a linear map: `x @ lora_a @ lora_b * scale` (LoRA, Hu et al. 2022).
+
+    Args:
+      lora_a: [..., in, rank]; leading axes where layers are stacked.
+      lora_b: [..., rank, out].
+      scale: alpha / rank, or alpha / sqrt(rank) when rank-stabilised.
+    """
+
+    def __init__(self, lora_a: nnx.LoRAParam, lora_b: nnx.LoRAParam, scale: float):
+        self.lora_a, self.lora_b, self.scale = lora_a, lora_b, scale
+
+    def __call__(self, x_Bi: jax.Array) -> jax.Array:
+        """Maps [..., in] to [..., out] in the dtype of `x`."""
+        leading = "abc"[: x_Bi.ndim - 1]
+        x_Br = einsum(f"{leading}i,ir->{leading}r", x_Bi, self.lora_a[...])
+        # Scaled where it is narrow.
+        return einsum(f"{leading}r,ro->{leading}o", x_Br * self.scale, self.lora_b[...])
+
+
 class Linear(nnx.Module):
-    """`x @ kernel + bias`.
+    """`x @ kernel + bias`, and an adapter's addition where one is attached (`lora.attach`).
 
     Args:
       in_dim: size of the last axis of the input.
@@ -113,12 +133,16 @@ class Linear(nnx.Module):
     ):
         self.kernel = param(rngs, init, (in_dim, out_dim), axes, param_dtype)
         self.bias = param(rngs, nnx.initializers.zeros, (out_dim,), axes[1:], param_dtype) if bias else None
+        self.adapter: Adapter | None = nnx.data(None)
         self.dtype = jnp.dtype(dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., in] to [..., out] in the compute dtype."""
         leading = "abc"[: x.ndim - 1]
-        y = einsum(f"{leading}i,io->{leading}o", x.astype(self.dtype), self.kernel[...])
+        x = x.astype(self.dtype)
+        y = einsum(f"{leading}i,io->{leading}o", x, self.kernel[...])
+        if self.adapter is not None:
+            y += self.adapter(x)
         y = checkpoint_name(y, LINEAR)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
