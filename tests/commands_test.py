@@ -73,6 +73,20 @@ def test_predict_writes_a_line_a_query(run, queries, capsys):
             assert label["uid"] == labels.uids[label["index"]]
 
 
+def test_eval_with_and_without_pictures(run, capsys):
+    assert not cli.run(["eval", f"--workdir={run / 'run'}", "--modalities"])
+    shown = capsys.readouterr().out
+    matrix = json.loads((run / "run" / "modalities.json").read_text())
+    sides = ("text", "text+image")
+    assert set(matrix) == {f"{query}/{label}" for query in sides for label in sides}
+    usual = json.loads((run / "run" / "metrics.json").read_text())
+    assert matrix["text+image/text+image"] == pytest.approx(usual)
+    # The labels of this catalogue have no pictures, its queries do.
+    assert matrix["text/text"] == pytest.approx(matrix["text/text+image"])
+    assert matrix["text/text"]["R@3"] < usual["R@3"]
+    assert f"{usual['P@1']:.2f}" in shown
+
+
 def test_predict_reads_and_writes_streams(run, queries, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO('{"title": "red kettle"}\n\n{"title": "rug"}\n'))
     assert not cli.run(["predict", f"--workdir={run / 'run'}", "--input=-", "--output=-", "--k=99"])

@@ -67,6 +67,9 @@ def base() -> ConfigDict:
     config.vision = vision = ConfigDict()
     vision.checkpoint = "random:vit-tiny"  # frozen; its embeddings are computed once
     vision.images = 0  # pictures used of each item; 0 = text only
+    vision.drop_images = (
+        0.0  # chance that a training item comes without its pictures: serves items without any
+    )
     vision.batch_size = 64  # pictures a device call while the image bank is filled
 
     config.prototype = prototype = ConfigDict()
@@ -241,6 +244,10 @@ def validate(config: ConfigDict) -> None:
             f"items of up to {longest} slots (config.text.max_tokens and config.vision.images) do not fit "
             f"config.train.row_length={config.train.row_length}",
             fix=f"give --config.train.row_length={-(-longest // 32) * 32}",
+        )
+    if not 0 <= config.vision.drop_images < 1:
+        raise UserError(
+            f"config.vision.drop_images={config.vision.drop_images}", fix="give a share from 0 up to below 1"
         )
     if not 0 <= config.dataset.holdout < 1:
         raise UserError(

@@ -3,8 +3,12 @@
 Embeds test queries and labels with the newest checkpoint, retrieves, scores, prints the table and writes
 `metrics.json`, `predictions.npz`, `embeddings/` and `index/` into the workdir.
 
+With --modalities it evaluates text alone and text with pictures instead, on both sides each, prints the 2 x 2
+tables and writes `modalities.json`: how a model that was trained with pictures serves items without.
+
 Examples:
   vixml eval --workdir=runs/demo
+  vixml eval --workdir=runs/picto --modalities
   vixml eval --workdir=runs/picto --config=configs/picto_tags.py --config.retrieval.kind=exact
 
 A config that is given may differ from the run's in what training does not depend on (retrieval, eval, mesh,
@@ -14,6 +18,7 @@ where data lies), and becomes that of the workdir.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +29,7 @@ from flax import nnx
 from vixml_jax import config as config_lib
 from vixml_jax import distributed, files, metrics, score, sharding
 from vixml_jax import run as run_lib
+from vixml_jax.data.items import ItemBank
 from vixml_jax.errors import UserError
 from vixml_jax.run import Run
 from vixml_jax.search import Searcher
@@ -34,6 +40,7 @@ from vixml_jax.types import Predictions
 def define_flags() -> None:
     """Registers --config (that of the run unless given) and --workdir."""
     config_lib.define_config_flag()
+    flags.DEFINE_bool("modalities", False, "Evaluate with and without pictures, on both sides each")
 
 
 def main() -> int:
@@ -52,7 +59,10 @@ def main() -> int:
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     with sharding.use(mesh):
         run, model = run_lib.load(config, workdir, mesh)
-        write(run, evaluate(run, model.params, model.tables), model.step)
+        if flags.FLAGS.modalities:
+            write_modalities(run, modality_matrix(run, model.params, model.tables))
+        else:
+            write(run, evaluate(run, model.params, model.tables), model.step)
     return 0
 
 
@@ -75,14 +85,20 @@ class Evaluation:
     searcher: Searcher
 
 
-def build_searcher(run: Run, params: nnx.State, tables: Tables) -> tuple[Searcher, np.ndarray]:
+def build_searcher(
+    run: Run, params: nnx.State, tables: Tables, label_bank: ItemBank | None = None
+) -> tuple[Searcher, np.ndarray]:
     """Embeds the labels and, where they are searched too, the training queries; builds the indexes.
+
+    Args:
+      run, params, tables: of the checkpoint.
+      label_bank: the labels in another guise than the run's.
 
     Returns:
       The indexes, and the label embeddings float32 [L, D].
     """
     config, dataset = run.config, run.dataset
-    labels_LD = run.embedder.labels(params, run.frozen, run.banks.labels, tables)
+    labels_LD = run.embedder.labels(params, run.frozen, label_bank or run.banks.labels, tables)
     # Those that the steps gathered are some steps old: good enough to tune an index on, not to be searched.
     if config.retrieval.query_weight:
         train_queries_ND = run.embedder.queries(params, run.frozen, run.banks.train, "embed train queries")
@@ -94,14 +110,52 @@ def build_searcher(run: Run, params: nnx.State, tables: Tables) -> tuple[Searche
 
 def evaluate(run: Run, params: nnx.State, tables: Tables) -> Evaluation:
     """Embeds, retrieves and scores the test split."""
-    config, dataset = run.config, run.dataset
     searcher, labels_LD = build_searcher(run, params, tables)
     queries_ND = run.embedder.queries(params, run.frozen, run.banks.test, "embed test queries")
+    figures, predictions = retrieve_and_score(run, searcher, queries_ND, len(labels_LD))
+    return Evaluation(figures, predictions, queries_ND, labels_LD, searcher)
+
+
+def modality_matrix(run: Run, params: nnx.State, tables: Tables) -> dict[str, dict[str, float]]:
+    """Evaluates {text, text+image} queries against {text, text+image} labels.
+
+    Training queries, where they are searched too, keep their pictures: they are known beforehand.
+
+    Returns:
+      "QUERIES/LABELS" -> metric name -> percent.
+
+    Raises:
+      UserError: if the run has no pictures.
+    """
+    if run.banks.test.images is None:
+        raise UserError("the run has no pictures", file=run.workdir, fix="leave --modalities out")
+    guises: dict[str, Callable[[ItemBank], ItemBank]] = {
+        "text": lambda bank: bank.text_only(),
+        "text+image": lambda bank: bank,
+    }
+    queries = {
+        name: run.embedder.queries(params, run.frozen, guise(run.banks.test), f"embed test queries, {name}")
+        for name, guise in guises.items()
+    }
+    matrix = {}
+    for label_name, guise in guises.items():
+        searcher, labels_LD = build_searcher(run, params, tables, guise(run.banks.labels))
+        for query_name, queries_ND in queries.items():
+            figures, _ = retrieve_and_score(run, searcher, queries_ND, len(labels_LD))
+            matrix[f"{query_name}/{label_name}"] = figures
+    return matrix
+
+
+def retrieve_and_score(
+    run: Run, searcher: Searcher, queries_ND: np.ndarray, num_labels: int
+) -> tuple[dict[str, float], Predictions]:
+    """Returns the figures of the test queries' embeddings, and what was retrieved for them."""
+    config, dataset = run.config, run.dataset
     pairs = dataset.filter_pairs_test
     # A row's filter pairs are cut out of what is retrieved, so that many more are needed.
     extra = int(np.bincount(pairs[:, 0]).max()) if len(pairs) else 0
     k = max(config.retrieval.k, *config.eval.ks, *metrics.RECALL_CUTS)
-    predictions = searcher.search(queries_ND, min(k + extra, len(labels_LD)))
+    predictions = searcher.search(queries_ND, min(k + extra, num_labels))
     figures = metrics.evaluate(
         predictions,
         dataset.test_targets,
@@ -111,7 +165,19 @@ def evaluate(run: Run, params: nnx.State, tables: Tables) -> Evaluation:
         B=config.dataset.B,
         filter_pairs=pairs,
     )
-    return Evaluation(figures, predictions, queries_ND, labels_LD, searcher)
+    return figures, predictions
+
+
+def write_modalities(run: Run, matrix: dict[str, dict[str, float]]) -> None:
+    """Writes `modalities.json` and prints P@1 and R@100 of every pair."""
+    if not distributed.is_lead():
+        return
+    files.write_json(run.workdir / "modalities.json", matrix)
+    print(f"{'queries':<12}{'labels':<12}{'P@1':>8}{'R@100':>8}")
+    for pair, figures in matrix.items():
+        query, label = pair.split("/")
+        print(f"{query:<12}{label:<12}{figures['P@1']:>8.2f}{figures['R@100']:>8.2f}")
+    print(f"modalities.json is in {run.workdir}")
 
 
 def write(run: Run, result: Evaluation, step: int) -> dict[str, float]:

@@ -76,6 +76,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
             ),
             positives=config.loss.positives,
             row_length=config.train.row_length,
+            drop_images=config.vision.drop_images,
         )
         resumed_at = checkpointer.latest_step()
         if resumed_at is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import ml_dtypes
 import numpy as np
@@ -170,3 +172,37 @@ def test_encoding_batches_cover_the_rows(single_mesh):
             here = (tokens.item_index == number) & (tokens.image_index < 0)
             np.testing.assert_array_equal(tokens.token_ids[here], bank.tokens[row])
     np.testing.assert_array_equal(chosen, rows)
+
+
+def _has_picture(batch) -> np.ndarray:
+    """Whether each item of a batch has one, bool [2 * BATCH]."""
+    tokens = jax.tree.map(np.asarray, batch.tokens)
+    shown = tokens.item_index[tokens.image_index >= 0]
+    return np.isin(np.arange(2 * len(batch.query_rows)), shown)
+
+
+def test_pictures_are_dropped_item_by_item_and_nothing_else():
+    whole = [_source()[i] for i in range(len(_source()))]
+    data = dataclasses.replace(_data(), drop_images=0.5)
+    source = EpochSource(data, _order(), BATCH, seed=SEED, epoch=0)
+    kept, had = [], []
+    for index, batch in enumerate(whole):
+        dropped = source[index]
+        _assert_equal(dropped.label_ids, batch.label_ids)  # the same positives are drawn
+        _assert_equal(dropped, source[index])
+        here, there = _has_picture(dropped), _has_picture(batch)
+        assert not (here & ~there).any()
+        kept.append(here)
+        had.append(there)
+        tokens = jax.tree.map(np.asarray, dropped.tokens)
+        for number in np.flatnonzero(here):  # all of an item's pictures, or none
+            bank, row = (
+                (data.queries, batch.query_rows[number])
+                if number < BATCH
+                else (data.labels, batch.label_ids[number - BATCH])
+            )
+            shown = (tokens.item_index == number) & (tokens.image_index >= 0)
+            assert shown.sum() == bank.image_counts()[row]
+    kept, had = np.stack(kept), np.stack(had)
+    for side in (slice(0, BATCH), slice(BATCH, None)):
+        assert 0 < kept[:, side].sum() < had[:, side].sum()

@@ -30,12 +30,23 @@ class ItemBank:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def take(self, rows: np.ndarray) -> packing.Sequences:
-        """Assembles the sequences of `rows` (int [n])."""
+    def text_only(self) -> ItemBank:
+        """Returns the same items without their pictures."""
+        return dataclasses.replace(self, images=None)
+
+    def take(self, rows: np.ndarray, keep_images: np.ndarray | None = None) -> packing.Sequences:
+        """Assembles the sequences of `rows`.
+
+        Args:
+          rows: int [n].
+          keep_images: bool [n]; which items come with their pictures. None: all.
+        """
         values, lengths = self.tokens.take(rows)
         if self.images is None:
             return packing.assemble(values, lengths, self.template)
         features, present = self.images.take(rows, self.max_images)
+        if keep_images is not None:
+            present = present & keep_images[:, None]
         return packing.assemble(values, lengths, self.template, features, present)
 
     def slots(self) -> np.ndarray:

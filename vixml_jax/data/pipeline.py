@@ -35,6 +35,7 @@ class TrainingData:
       propensities: float64 [L]; inverse propensities.
       positives: "inverse_propensity" or "uniform".
       row_length: slots of a packed row.
+      drop_images: chance that an item of a batch comes without its pictures, query and label slots each.
     """
 
     queries: ItemBank
@@ -43,6 +44,7 @@ class TrainingData:
     propensities: np.ndarray
     positives: str
     row_length: int
+    drop_images: float = 0.0
 
 
 class EpochSource:
@@ -88,7 +90,10 @@ class EpochSource:
         label_ids = np.maximum(
             label_ids, 0
         )  # a query without positives has an empty slot: no 1 in its column
-        sequences = packing.concatenate(data.queries.take(rows), data.labels.take(label_ids))
+        keep_2B = rng.random((2, len(rows))) >= data.drop_images if data.drop_images else (None, None)
+        sequences = packing.concatenate(
+            data.queries.take(rows, keep_2B[0]), data.labels.take(label_ids, keep_2B[1])
+        )
         tokens = packing.pack(
             sequences, data.row_length, row_multiple=self._row_multiple, image_multiple=self._image_multiple
         )
