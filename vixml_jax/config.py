@@ -62,6 +62,7 @@ def base() -> ConfigDict:
         "auto"  # what stands around an item's text and pictures, see data/prompt.py; the family's own
     )
     text.query_prompt = ""  # of queries alone; "" = the same
+    text.dims = ()  # Matryoshka: the loss is the mean over these first dimensions, (64, 128, 384); () = off
     text.vocab_size = 8192  # of the tokenizer trained on the dataset; random presets only
 
     config.vision = vision = ConfigDict()
@@ -128,7 +129,9 @@ def base() -> ConfigDict:
     checkpoint.keep = 1  # newest ones kept
 
     config.retrieval = retrieval = ConfigDict()
-    retrieval.kind = "scann"  # or "exact"
+    retrieval.kind = "scann"  # or "exact" (on the CPU), or "mesh" (exact, labels split over all devices)
+    retrieval.dtype = "float32"  # of the embeddings searched: or "bfloat16", "int8"; exact and mesh only
+    retrieval.dims = 0  # search by the first n dimensions of embeddings, see text.dims; 0 = all
     retrieval.k = 100  # labels retrieved a query (filter pairs come on top)
     retrieval.target_recall = 0.98  # of ScaNN against exact search, at k
     retrieval.query_weight = 0.0  # of near training queries, which hand their labels on; 0 = off, ViXML 0.1
@@ -206,7 +209,8 @@ def validate(config: ConfigDict) -> None:
         "prototype.init": ("xavier", "labels"),
         "loss.name": ("prime", "triplet", "info_nce", "decoupled_softmax", "sigmoid"),
         "loss.positives": ("inverse_propensity", "uniform"),
-        "retrieval.kind": ("scann", "exact"),
+        "retrieval.kind": ("scann", "exact", "mesh"),
+        "retrieval.dtype": ("float32", "bfloat16", "int8"),
     }
     for key, allowed in choices.items():
         value = get(config, key)
@@ -220,7 +224,7 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"config.{key}={get(config, key)}", fix="give at least 1")
     for key in ("train.epochs", "vision.images", "text.layers", "checkpoint.every_steps", "eval.every",
                 "train.seed", "dataset.max_train", "dataset.max_test", "optimizer.warmup_steps",
-                "optimizer.weight_decay", "optimizer.clip_norm"):  # fmt: skip
+                "optimizer.weight_decay", "optimizer.clip_norm", "retrieval.dims"):  # fmt: skip
         if get(config, key) < 0:
             raise UserError(f"config.{key}={get(config, key)}", fix="give 0 or more")
     for key in ("loss.temperature", "retrieval.temperature", "optimizer.lr", "optimizer.head_lr",
@@ -236,6 +240,13 @@ def validate(config: ConfigDict) -> None:
             f"config.retrieval.target_recall={config.retrieval.target_recall}",
             fix="give a share above 0 and up to 1",
         )
+    if config.retrieval.dtype != "float32" and config.retrieval.kind == "scann":
+        raise UserError(
+            f"config.retrieval.dtype={config.retrieval.dtype!r} with config.retrieval.kind='scann'",
+            fix="ScaNN has codes of its own: give float32, or kind='exact' or 'mesh'",
+        )
+    if any(width < 1 for width in config.text.dims):
+        raise UserError(f"config.text.dims={tuple(config.text.dims)}", fix="give numbers of dimensions")
     if not config.eval.ks or min(config.eval.ks) < 1:
         raise UserError(f"config.eval.ks={tuple(config.eval.ks)}", fix="give cuts of at least 1")
     longest = longest_item(config)

@@ -12,6 +12,8 @@ import scipy.sparse
 from ml_collections import ConfigDict
 
 from vixml_jax import files, retrieval
+from vixml_jax.embedding import normalized
+from vixml_jax.errors import UserError
 from vixml_jax.retrieval.augment import augment
 from vixml_jax.retrieval.index import Index
 from vixml_jax.types import Predictions
@@ -53,14 +55,18 @@ class Searcher:
           settings: `config.retrieval`.
         """
 
+        train_queries_ND = prefix(train_queries_ND, settings.dims)
+
         def index(embeddings: np.ndarray, k: int) -> Index:
-            options = {"sample_queries": train_queries_ND} if settings.kind == "scann" else {}
+            options: dict[str, Any] = {"dtype": settings.dtype}
+            if settings.kind == "scann":
+                options = {"sample_queries": train_queries_ND}
             return retrieval.build(
                 embeddings, kind=settings.kind, target_recall=settings.target_recall, k=k, **options
             )
 
         neighbours = index(train_queries_ND, settings.neighbours) if settings.query_weight else None
-        return cls(index(labels_LD, settings.k), neighbours, train_targets, settings)
+        return cls(index(prefix(labels_LD, settings.dims), settings.k), neighbours, train_targets, settings)
 
     @classmethod
     def load(
@@ -89,6 +95,7 @@ class Searcher:
 
     def search(self, queries_QD: np.ndarray, k: int) -> Predictions:
         """Returns the k best labels of each query [Q, D]."""
+        queries_QD = prefix(queries_QD, self.settings.dims)
         if self.neighbours is None:
             return Predictions(*self.labels.search(queries_QD, k))
         return Predictions(
@@ -101,6 +108,17 @@ class Searcher:
                 temperature=self.settings.temperature,
             )
         )
+
+
+def prefix(embeddings_ND: np.ndarray, dims: int) -> np.ndarray:
+    """The first `dims` dimensions of embeddings, normalised again; 0 takes them as they are."""
+    if not dims:
+        return embeddings_ND
+    if dims > embeddings_ND.shape[1]:
+        raise UserError(
+            f"config.retrieval.dims={dims}", fix=f"embeddings have {embeddings_ND.shape[1]} dimensions"
+        )
+    return normalized(embeddings_ND[:, :dims])
 
 
 def _origin(settings: ConfigDict, step: int) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
 
     with sharding.use(mesh), Checkpointer(workdir, config.checkpoint.keep) as checkpointer:
         run, params = run_lib.start(config, dataset, workdir, mesh)
+        check_dims(config, run.spec.dim)
         steps_per_epoch = num_batches(len(dataset.train), config.train.batch_size)
         total_steps = config.train.epochs * steps_per_epoch
         optimizer = optim.make(**config.optimizer, total_steps=total_steps)
@@ -91,7 +92,12 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
             checkpointer.save(state, 0)
 
         step_fn = compile_step(
-            run.graphdef, optimizer, make_loss(**loss_settings(config)), state, config.train.seed
+            run.graphdef,
+            optimizer,
+            make_loss(**loss_settings(config)),
+            state,
+            config.train.seed,
+            tuple(config.text.dims),
         )
         step = int(state.step)
         lr_at = optim.schedule(config.optimizer.lr, config.optimizer.warmup_steps, total_steps)
@@ -138,6 +144,16 @@ def check_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> None:
             f"config.train.batch_size={batch_size} does not split over {shards} devices (data x fsdp)",
             fix=f"give a multiple of {shards}, such as {sharding.round_up(batch_size, shards)}",
         )
+
+
+def check_dims(config: ConfigDict, dim: int) -> None:
+    """Prefixes of embeddings are no longer than embeddings."""
+    for name, width in [
+        *(("text.dims", width) for width in config.text.dims),
+        ("retrieval.dims", config.retrieval.dims),
+    ]:
+        if width > dim:
+            raise UserError(f"config.{name} has {width}", fix=f"embeddings have {dim} dimensions")
 
 
 def loss_settings(config: ConfigDict) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -82,8 +82,20 @@ def compile_step(
     loss: Loss,
     state: TrainState,
     seed: int,
+    dims: Sequence[int] = (),
 ) -> Step:
-    """Jits the step: the state is donated and comes back with the shardings that it has now."""
+    """Jits the step: the state is donated and comes back with the shardings that it has now.
+
+    Args:
+      graphdef: structure of the model.
+      optimizer: makes updates of gradients.
+      loss: of a batch, as `make_loss` gives it.
+      state: the first state.
+      seed: of dropout and of drawn positives.
+      dims: the loss is the mean of that on the first d dimensions of all embeddings, for each d of these, so
+        that prefixes can be searched (Kusupati et al., Matryoshka Representation Learning, NeurIPS 2022,
+        equation 1 with equal weights); () for all dimensions alone.
+    """
 
     def step(state: TrainState, frozen: nnx.State, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -104,8 +116,18 @@ def compile_step(
                 dropout_key=dropout_key,
             )
             labels_QL = queries_QE @ labels_LE.T
-            texts_QL = queries_QE @ l2_normalize(texts_LE).T
-            value = loss(model, labels_QL, texts_QL, targets_QL, loss_key)
+
+            def at(dim: int) -> jax.Array:
+                queries_QD, labels_LD, texts_LD = (
+                    l2_normalize(x[:, :dim]) for x in (queries_QE, labels_LE, texts_LE)
+                )
+                return loss(model, queries_QD @ labels_LD.T, queries_QD @ texts_LD.T, targets_QL, loss_key)
+
+            if dims:
+                value = jnp.mean(jnp.stack([at(dim) for dim in dims]))
+            else:
+                texts_QL = queries_QE @ l2_normalize(texts_LE).T
+                value = loss(model, labels_QL, texts_QL, targets_QL, loss_key)
             return value, (queries_QE, labels_QL)
 
         (value, (queries_QE, similarities_QL)), grads = jax.value_and_grad(objective, has_aux=True)(

@@ -17,7 +17,13 @@ needs_scann = pytest.mark.skipif(scann_index.library() is None, reason="ScaNN is
 EXACT = ("exact", {})
 BRUTE_FORCE = pytest.param("scann", {}, marks=needs_scann, id="scann-brute-force")
 HASHING = pytest.param("scann", {"num_leaves": 10}, marks=needs_scann, id="scann-hashing")
-KINDS = pytest.mark.parametrize(("kind", "options"), [pytest.param(*EXACT, id="exact"), BRUTE_FORCE, HASHING])
+MESH = [
+    pytest.param("mesh", {"dtype": dtype}, id=f"mesh-{dtype}") for dtype in ("float32", "bfloat16", "int8")
+]
+HALF = [pytest.param("exact", {"dtype": dtype}, id=f"exact-{dtype}") for dtype in ("bfloat16", "int8")]
+KINDS = pytest.mark.parametrize(
+    ("kind", "options"), [pytest.param(*EXACT, id="exact"), *HALF, *MESH, BRUTE_FORCE, HASHING]
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +46,8 @@ def test_face(kind, options, labels, queries):
     assert ids.shape == scores.shape == (16, 10)
     assert (ids.dtype, scores.dtype) == (np.int32, np.float32)
     assert (np.diff(scores, axis=1) <= 0).all()
-    np.testing.assert_allclose(scores, np.take_along_axis(queries @ labels.T, ids, axis=1), rtol=1e-4)
+    precision = {"bfloat16": 2e-2, "int8": 2e-2}.get(options.get("dtype"), 1e-4)
+    np.testing.assert_allclose(scores, np.take_along_axis(queries @ labels.T, ids, axis=1), rtol=precision)
     for k in (3, 1000):
         ids, scores = index.search(queries[:0], k)
         assert ids.shape == scores.shape == (0, k)
@@ -176,7 +183,8 @@ def test_wrong_values_are_one_line(kind, wrong, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "mesh"}, "'mesh'; use scann or exact"),
+        ({"kind": "best"}, "'best'; use scann or exact or mesh"),
+        ({"kind": "exact", "dtype": "int4"}, "dtype is 'int4'; give float32, bfloat16 or int8"),
         ({"kind": "exact", "num_leaves": 3}, "unknown option 'num_leaves' of exact index"),
         ({"kind": "scann", "trees": 3}, "unknown option 'trees' of scann index"),
         ({"target_recall": 0.0}, "target_recall is 0"),

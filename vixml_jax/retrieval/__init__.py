@@ -20,7 +20,8 @@ from vixml_jax.retrieval import exact, index, scann_index
 # Kind -> the options that it takes.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "scann": ("sample_queries", "num_leaves", "seed"),
-    "exact": ("query_block", "label_block"),
+    "exact": ("query_block", "label_block", "dtype"),
+    "mesh": ("query_block", "label_block", "dtype", "mesh"),
 }
 
 logger = logging.getLogger(__name__)
@@ -37,12 +38,13 @@ def build(
 
     Args:
       embeddings: [L, D], any float type; row i is the label with number i. Kept as float32.
-      kind: "scann" (approximate, fast; see `scann_index.build`) or "exact" (see `exact.ExactIndex`). Where
-        ScaNN cannot be imported, "scann" gives an exact index, and a warning is logged.
+      kind: "scann" (approximate, fast; see `scann_index.build`), "exact" (on the CPU; see `exact.ExactIndex`)
+        or "mesh" (exact, labels split over all devices; see `mesh_index.MeshIndex`). Where ScaNN cannot be
+        imported, "scann" gives an exact index, and a warning is logged.
       target_recall: mean share of the true k best labels that a search must find; exact search finds all.
       k: the k at which recall is meant; a search may ask for another.
       **options: of the kind. "scann": `sample_queries`, `num_leaves`, `seed`; "exact": `query_block`,
-        `label_block`.
+        `label_block`, `dtype`; "mesh": the same and `mesh`.
 
     Raises:
       UserError: if the embeddings are not a matrix of finite numbers, or an argument makes no sense.
@@ -58,6 +60,10 @@ def build(
     index.check_k(k)
     if kind == "exact":
         return exact.ExactIndex(embeddings, **options)
+    if kind == "mesh":
+        from vixml_jax.retrieval import mesh_index  # here, as only it needs JAX
+
+        return mesh_index.MeshIndex(embeddings, **options)
     if scann_index.library() is None:
         logger.warning("ScaNN cannot be imported here: searching exactly, which is slower but finds the same")
         return exact.ExactIndex(embeddings)
@@ -76,6 +82,10 @@ def load(directory: str | os.PathLike[str]) -> index.Index:
     directory, header = index.read(directory)
     if header["kind"] == "exact":
         return exact.load(directory, header)
+    if header["kind"] == "mesh":
+        from vixml_jax.retrieval import mesh_index
+
+        return mesh_index.load(directory, header)
     if header["kind"] != "scann":
         raise UserError(
             f"unknown kind of index {header['kind']!r}", file=directory / index.HEADER, fix=index.REBUILD

@@ -14,14 +14,17 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vixml_jax.errors import UserError
+from vixml_jax.retrieval import bank as bank_lib
 from vixml_jax.retrieval import index
+from vixml_jax.retrieval.bank import Bank
 
-EMBEDDINGS = "labels.npy"
 # Scores and candidates held together. Beside labels, queries and results a search takes less than 200 MB, and
 # that only where labels come in the order of rising scores (more if k alone is above this number).
 BLOCK_ENTRIES = 1 << 21
 # Labels of the first block, for which there is no floor yet; each next one is twice as large.
 FIRST_BLOCK = 256
+# Values of compressed labels that are expanded together, 32 MB.
+EXPANDED_ENTRIES = 1 << 23
 # Below the key of every finite score.
 NOTHING = np.iinfo(np.int64).min
 
@@ -33,9 +36,10 @@ class ExactIndex(index.Index):
     in a block, as in any BLAS.
 
     Args:
-      embeddings: [L, D], any float type, finite. A float32 array is used as it is, without a copy.
+      embeddings: [L, D], any float type, finite; or a bank. A float32 array is used as it is, without a copy.
       query_block: most queries multiplied together; fewer for large k, to bound the memory.
       label_block: most labels multiplied together; more, in proportion, for fewer queries than query_block.
+      dtype: what embeddings are kept as, "float32", "bfloat16" or "int8"; the search is exact over that.
 
     Raises:
       UserError: if the embeddings are not a matrix of finite numbers, or a block is not positive.
@@ -43,14 +47,21 @@ class ExactIndex(index.Index):
 
     kind: ClassVar[str] = "exact"
 
-    def __init__(self, embeddings: np.typing.ArrayLike, query_block: int = 1024, label_block: int = 2048):
-        self._labels_LD = index.checked_labels(embeddings)
+    def __init__(
+        self,
+        embeddings: np.typing.ArrayLike | Bank,
+        query_block: int = 1024,
+        label_block: int = 2048,
+        dtype: str = "float32",
+    ):
+        is_bank = isinstance(embeddings, Bank)
+        self._bank = embeddings if is_bank else bank_lib.compress(embeddings, dtype)
         if query_block < 1 or label_block < 1:
             raise UserError(
                 f"query_block is {query_block}, label_block {label_block}", fix="give at least 1 for each"
             )
         self._query_block, self._label_block = query_block, label_block
-        super().__init__(*self._labels_LD.shape)
+        super().__init__(*self._bank.shape)
 
     def _search(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         ids_QK = np.empty((len(queries_QD), k), np.int32)
@@ -69,11 +80,16 @@ class ExactIndex(index.Index):
         num_queries = len(queries_QD)
         most_labels = self._label_block * max(1, self._query_block // num_queries)
         most_labels = min(most_labels, max(self._label_block, BLOCK_ENTRIES // num_queries - k))
+        if self._bank.dtype != "float32":
+            most_labels = min(most_labels, max(1, EXPANDED_ENTRIES // self.dim))
         start, width = 0, min(FIRST_BLOCK, most_labels)
         while start < self.num_labels:
-            labels_LD = self._labels_LD[start : start + width]
+            part = slice(start, start + width)
+            labels_LD = self._bank.rows(part)
             first, start, width = start, start + width, min(2 * width, most_labels)
             scores_QL = queries_QD @ labels_LD.T
+            if self._bank.scales_L is not None:
+                scores_QL *= self._bank.scales_L[part]
             # A label that equals the floor loses to those before it, whose numbers are lower.
             entries = np.flatnonzero(scores_QL > floor_Q1)
             if not len(entries):
@@ -91,20 +107,12 @@ class ExactIndex(index.Index):
         return np.sort(best_QK, axis=1)[:, ::-1]
 
     def _write(self, directory: Path) -> None:
-        np.save(directory / EMBEDDINGS, self._labels_LD, allow_pickle=False)
+        self._bank.save(directory)
 
 
-def load(directory: Path, header: dict[str, Any], name: str = EMBEDDINGS) -> ExactIndex:
+def load(directory: Path, header: dict[str, Any], name: str = bank_lib.EMBEDDINGS) -> ExactIndex:
     """Opens a saved index whose embeddings are in the file `name`; they are memory-mapped."""
-    try:
-        labels_LD = np.load(directory / name, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
-        raise UserError("not an array of embeddings", file=directory / name, fix=index.REBUILD) from None
-    if labels_LD.shape != (header["num_labels"], header["dim"]):
-        raise UserError(
-            f"shape {labels_LD.shape} is not that in {index.HEADER}", file=directory / name, fix=index.REBUILD
-        )
-    return ExactIndex(labels_LD)
+    return ExactIndex(bank_lib.load(directory, header, name))
 
 
 def _encode(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
