@@ -8,7 +8,8 @@ import pytest
 from vixml_jax import config as config_lib
 from vixml_jax.errors import UserError
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = sorted(path for path in FOLDER.glob("*.py") if path.stem != "tables")
 
 
 def module_of(path):

@@ -24,7 +24,7 @@ LEVELS: dict[int, dict[str, tuple[str, ...]]] = {
         "cli": ("cli", "__main__"),
         "jobs": (
             *("demo", "embed", "evaluate", "export", "predict", "prepare", "report", "report_charts"),
-            *("report_runs", "score", "train"),
+            *("report_runs", "score", "tables", "train"),
         ),
     },
     TRAINING: {
@@ -46,10 +46,12 @@ LEVELS: dict[int, dict[str, tuple[str, ...]]] = {
             *(
                 "config",
                 "config_errors",
+                "config_files",
                 "distributed",
                 "errors",
                 "files",
                 "progress",
+                "recipes",
                 "sharding",
                 "tracking",
             ),
@@ -62,8 +64,8 @@ MIXES = {JOBS: True, TRAINING: True, PARTS: False, GROUND: True}
 # The face: imports nothing until it is used, and then anything.
 FACE = "__init__"
 # They import no JAX, directly or through others.
-WITHOUT_JAX = ("cli", "config_errors", "errors", "files", "metrics", "progress", "ranking", "score",
-               "data.predictions_file", "data.sparse_text")  # fmt: skip
+WITHOUT_JAX = ("cli", "config_errors", "config_files", "errors", "files", "metrics", "progress", "ranking",
+               "recipes", "score", "tables", "data.predictions_file", "data.sparse_text")  # fmt: skip
 MAY_PRINT = (JOBS, "progress")
 
 BANNED_MODULES = {

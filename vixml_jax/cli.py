@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 
-from vixml_jax import __version__
+from vixml_jax import __version__, config_files
 from vixml_jax.errors import UserError
 
 # Command -> its module, and what it does.
@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "vixml_jax.export",
         "write a Hugging Face directory that transformers and sentence-transformers load",
     ),
+    "tables": ("vixml_jax.tables", "the paper's tables: a command for each row, and what was measured"),
     "metrics": ("vixml_jax.score", "score a prediction file against truth; no model, no accelerator"),
 }
 EXAMPLE = "vixml train --config=configs/demo.py:images=3 --workdir=runs/demo/vixml"
@@ -193,10 +194,12 @@ def _parse(command: str, arguments: list[str], own: list[str]) -> None:
 
 
 def _config_first(arguments: list[str]) -> list[str]:
+    """Puts --config before all others; a file that is not there is looked for among the package's own."""
     for i, argument in enumerate(arguments):
-        if argument.lstrip("-").startswith("config=") or argument in ("--config", "-config"):
-            stop = i + 1 if "=" in argument else i + 2
-            return arguments[i:stop] + arguments[:i] + arguments[stop:]
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-config") and (equals or i + 1 < len(arguments)):
+            others = arguments[:i] + arguments[i + (1 if equals else 2) :]
+            return [f"{flag}={config_files.find(value if equals else arguments[i + 1])}", *others]
     return arguments
 
 
