@@ -297,6 +297,17 @@ def get(config: ConfigDict, dotted: str) -> Any:
     return value
 
 
+def flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Returns every field by its dotted name, lists as tuples."""
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            fields |= flat(value, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = tuple(value) if isinstance(value, (list, tuple)) else value
+    return fields
+
+
 def save(config: ConfigDict, path: Path) -> None:
     """Writes the resolved config as JSON."""
     files.write_json(path, json.loads(config.to_json()))
@@ -315,7 +326,7 @@ def check_resumable(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
     Raises:
       UserError: naming the fields that differ, unless all of them are FREE_TO_CHANGE.
     """
-    before, after = _flat(old), _flat(new)
+    before, after = flat(old), flat(new)
     differing = [key for key in after if before.get(key) != after[key] and not key.startswith(FREE_TO_CHANGE)]
     if differing:
         shown = ", ".join(f"{key} was {before.get(key)!r}, is {after[key]!r}" for key in differing[:4])
@@ -334,16 +345,6 @@ def define_config_flag() -> None:
         "config", None, "Config file, as in configs/demo.py[:arg]", lock_config=True
     )
     flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, predictions")
-
-
-def _flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = tuple(value) if isinstance(value, (list, tuple)) else value
-    return flat
 
 
 def _update(config: ConfigDict, values: dict[str, Any], path: Path, prefix: str = "") -> None:
