@@ -29,6 +29,15 @@ _GEMMA = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
     },
 }
+_TEXT_SIDE = {
+    **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2},
+    **{**_SHAPE, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+}
+_LAYERS = {"num_hidden_layers": 2, "intermediate_size": 80}
+_SIDE = {**_LAYERS, "hidden_size": 64, "num_attention_heads": 4, "image_size": 24, "patch_size": 8}
+# An odd number of heads, and two pixels that no patch covers.
+_ODD_SIDE = {**_LAYERS, "hidden_size": 48, "num_attention_heads": 3, "image_size": 23, "patch_size": 7}
+_NAFLEX_SIDE = {**_LAYERS, "hidden_size": 48, "num_attention_heads": 4, "patch_size": 5, "num_patches": 9}
 MODELS = {
     "bert": lambda: transformers.BertModel(
         transformers.BertConfig(
@@ -114,6 +123,26 @@ MODELS = {
             image_size=32,
             patch_size=8,
         )
+    ),
+    "vit_classifier": lambda: transformers.ViTForImageClassification(
+        transformers.ViTConfig(**_ODD_SIDE, qkv_bias=False, hidden_act="relu")
+    ),
+    "siglip": lambda: transformers.SiglipModel(
+        transformers.SiglipConfig(vision_config=_SIDE, text_config=_TEXT_SIDE)
+    ),
+    "siglip_alone": lambda: transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**_ODD_SIDE)),
+    # NaFlex, whose native square is 3 x 3 patches.
+    "siglip2": lambda: transformers.Siglip2Model(
+        transformers.Siglip2Config(vision_config=_NAFLEX_SIDE, text_config=_TEXT_SIDE)
+    ),
+    "siglip2_alone": lambda: transformers.Siglip2VisionModel(
+        transformers.Siglip2VisionConfig(**{**_NAFLEX_SIDE, "num_attention_heads": 1})
+    ),
+    "clip": lambda: transformers.CLIPModel(
+        transformers.CLIPConfig(vision_config=_SIDE, text_config=_TEXT_SIDE)
+    ),
+    "clip_alone": lambda: transformers.CLIPVisionModelWithProjection(
+        transformers.CLIPVisionConfig(**_ODD_SIDE, hidden_act="gelu", projection_dim=20)
     ),
 }
 

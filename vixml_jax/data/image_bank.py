@@ -28,7 +28,7 @@ class FrozenTower:
 
     Attributes:
       embed: embeds pixels.
-      preprocessing: `size`, `mean` and `std` of `pictures.to_pixels`.
+      preprocessing: arguments of `pictures.to_pixels`.
       dim: V, size of an embedding.
       batch_size: pictures a call of `embed`; always as many, so that it compiles once.
     """

@@ -37,7 +37,11 @@ def decode(picture: Picture) -> Image.Image | None:
 
 
 def to_pixels(
-    image: Image.Image, size: int, mean: tuple[float, float, float], std: tuple[float, float, float]
+    image: Image.Image,
+    size: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    resampling: str = "bicubic",
 ) -> np.ndarray:
     """Resizes a picture to fit a square, pads it with white, and normalises it (ViXML).
 
@@ -46,11 +50,12 @@ def to_pixels(
       size: side of the square, in pixels.
       mean: of values in [0, 1], per channel; subtracted.
       std: the values are then divided by it.
+      resampling: "bilinear", "bicubic" or "lanczos".
 
     Returns:
       float32 [size, size, 3].
     """
-    fitted = ImageOps.contain(image, (size, size), Image.Resampling.BICUBIC)
+    fitted = ImageOps.contain(image, (size, size), Image.Resampling[resampling.upper()])
     square = Image.new("RGB", (size, size), WHITE)
     square.paste(fitted, ((size - fitted.width) // 2, (size - fitted.height) // 2))
     values = np.asarray(square, np.float32) / 255

@@ -128,6 +128,40 @@ class Patch:
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """One of several parameters that lie end to end in one tensor, along its first axis.
+
+    Attributes:
+      number: which part, from zero.
+      count: parts in the tensor.
+      size: of a part, along the tensor's first axis.
+      layout: Same or Transposed; that of a part.
+    """
+
+    number: int
+    count: int
+    size: int
+    layout: Layout
+
+    def hf_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """See Layout."""
+        first, *rest = self.layout.hf_shape(shape)
+        return (first * self.count, *rest)
+
+    def read(self, tensor: Any, index: Index) -> np.ndarray:
+        """See Layout."""
+        *others, last = index  # the tensor's first axis is the parameter's last
+        start = self.number * self.size
+        return self.layout.read(tensor, (*others, slice(start + last.start, start + last.stop)))
+
+    def write(self, array: np.ndarray) -> np.ndarray:
+        """The tensor with zeros in the places of the other parts: the sum over all parts is the whole."""
+        tensor = np.zeros(self.hf_shape(array.shape), array.dtype)
+        tensor[self.number * self.size :][: self.size] = self.layout.write(array)
+        return tensor
+
+
+@dataclasses.dataclass(frozen=True)
 class Entry:
     """One parameter.
 
@@ -152,7 +186,7 @@ class Family:
     """What is special to one `model_type`.
 
     Attributes:
-      read_config: config.json -> config of the tower; preprocessor_config.json is under "preprocessor".
+      read_config: config.json -> config of the tower; a vision tower's preprocessor is under "preprocessor".
       write_config: config of the tower -> config.json.
       entries: config of the tower -> its parameters' entries.
       prefixes: what may stand before all names of a file.

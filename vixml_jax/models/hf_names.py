@@ -1,4 +1,7 @@
-"""How towers lie in Hugging Face directories: per family, which tensor is which parameter, in what layout."""
+"""How text towers lie in Hugging Face directories: per family, which tensor is which parameter.
+
+Encoders are described here, decoders in `hf_decoders`. Vision towers are in `hf_vision`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from vixml_jax.models.hf_decoders import DECODERS
 from vixml_jax.models.hf_layouts import (
     Entry,
     Family,
-    Patch,
     Same,
     Table,
     activation,
@@ -19,7 +21,6 @@ from vixml_jax.models.hf_layouts import (
     layer_norm,
     linear,
 )
-from vixml_jax.models.vision import VisionConfig
 
 
 def _read_bert(raw: dict[str, Any]) -> EncoderConfig:
@@ -151,68 +152,4 @@ TEXT_FAMILIES: dict[str, Family] = {
         ),
     ),
     **DECODERS,
-}
-
-
-def _read_vit(raw: dict[str, Any]) -> VisionConfig:
-    processor = raw.get("preprocessor", {})
-    return VisionConfig(
-        image_size=raw["image_size"],
-        patch_size=raw["patch_size"],
-        dim=raw["hidden_size"],
-        num_layers=raw["num_hidden_layers"],
-        num_heads=raw["num_attention_heads"],
-        mlp_dim=raw["intermediate_size"],
-        norm_eps=raw.get("layer_norm_eps", 1e-12),
-        activation=activation(raw.get("hidden_act", "gelu")),
-        qkv_bias=raw.get("qkv_bias", True),
-        mean=tuple(processor.get("image_mean", (0.5, 0.5, 0.5))),
-        std=tuple(processor.get("image_std", (0.5, 0.5, 0.5))),
-    )
-
-
-def _write_vit(config: VisionConfig) -> dict[str, Any]:
-    return {
-        "architectures": ["ViTModel"],
-        "model_type": "vit",
-        "image_size": config.image_size,
-        "patch_size": config.patch_size,
-        "hidden_size": config.dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "intermediate_size": config.mlp_dim,
-        "layer_norm_eps": config.norm_eps,
-        "hidden_act": hf_activation(config.activation),
-        "qkv_bias": config.qkv_bias,
-    }
-
-
-def _vit_entries(config: VisionConfig) -> list[Entry]:
-    layer = "encoder.layer.{i}."
-    patch = "embeddings.patch_embeddings.projection"
-    return joined(
-        [Entry("patch_embedding.kernel", f"{patch}.weight", Patch(config.patch_size))],
-        [Entry("patch_embedding.bias", f"{patch}.bias", Same())],
-        [Entry("class_token", "embeddings.cls_token", Same(leading=2))],
-        [Entry("position_embeddings", "embeddings.position_embeddings", Same(leading=1))],
-        layer_norm("layers.attention_norm", layer + "layernorm_before"),
-        linear("layers.attention.q_proj", layer + "attention.attention.query", config.qkv_bias),
-        linear("layers.attention.k_proj", layer + "attention.attention.key", config.qkv_bias),
-        linear("layers.attention.v_proj", layer + "attention.attention.value", config.qkv_bias),
-        linear("layers.attention.o_proj", layer + "attention.output.dense"),
-        layer_norm("layers.mlp_norm", layer + "layernorm_after"),
-        linear("layers.mlp.up_proj", layer + "intermediate.dense"),
-        linear("layers.mlp.down_proj", layer + "output.dense"),
-        layer_norm("final_norm", "layernorm"),
-    )
-
-
-VISION_FAMILIES: dict[str, Family] = {
-    "vit": Family(
-        _read_vit,
-        _write_vit,
-        _vit_entries,
-        prefixes=("", "vit."),
-        ignored=(r"pooler\..*", r"classifier\..*", r"embeddings\.mask_token"),
-    ),
 }

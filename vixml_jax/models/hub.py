@@ -23,13 +23,14 @@ from vixml_jax.models import hf_names, presets
 from vixml_jax.models.decoder import Decoder, DecoderConfig
 from vixml_jax.models.encoder import Encoder, EncoderConfig
 from vixml_jax.models.hf_layouts import Entry, Family
+from vixml_jax.models.hf_vision import VISION_FAMILIES
 from vixml_jax.models.vision import VisionConfig, VisionTower
 
 _WEIGHTS = "model.safetensors"
 _WEIGHTS_INDEX = "model.safetensors.index.json"
 _DOWNLOADED = (
     "config.json", "*.safetensors", _WEIGHTS_INDEX, "tokenizer*", "vocab*", "merges.txt",
-    "special_tokens_map.json", "preprocessor_config.json",
+    "special_tokens_map.json", "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
 
 # Config class -> tower class. A config's class name is its "kind" in JSON.
@@ -142,8 +143,8 @@ def vision_config(name_or_dir: str) -> VisionConfig:
     """
     if name_or_dir.startswith(presets.RANDOM):
         return presets.vision_preset(name_or_dir)
-    directory = resolve(name_or_dir, ("config.json", "preprocessor_config.json"))
-    return _read_config(directory, hf_names.VISION_FAMILIES)[1]
+    directory = resolve(name_or_dir, ("config.json", "preprocessor_config.json", "processor_config.json"))
+    return _read_config(directory, VISION_FAMILIES)[1]
 
 
 def load_vision_tower(
@@ -167,7 +168,7 @@ def load_vision_tower(
         config = presets.vision_preset(name_or_dir)
         return random_tower(config, seed=seed, dtype=dtype, param_dtype=param_dtype)
     directory = resolve(name_or_dir)
-    family, config = _read_config(directory, hf_names.VISION_FAMILIES)
+    family, config = _read_config(directory, VISION_FAMILIES)
     return load_weights(directory, family, config, config, dtype=dtype, param_dtype=param_dtype)
 
 
@@ -230,14 +231,27 @@ def _read_config(directory: Path, families: dict[str, Family]) -> tuple[Family, 
             fix="supported are " + ", ".join(families),
         )
     family = families[model_type]
-    if (directory / "preprocessor_config.json").is_file():
-        raw = {**raw, "preprocessor": files.read_json(directory / "preprocessor_config.json")}
+    raw = {**raw, "preprocessor": _read_processor(directory)}
     try:
         return family, family.read_config(raw)
     except KeyError as error:
         raise UserError(f"has no field {error.args[0]!r}", file=file) from None
     except UserError as error:
         raise UserError(error.problem, file=file, fix=error.fix) from None
+
+
+def _read_processor(directory: Path) -> dict[str, Any]:
+    """How pictures are prepared: a file of its own, or part of the one that newer checkpoints have."""
+    for name, read in (
+        ("preprocessor_config.json", lambda raw: raw),
+        ("processor_config.json", lambda raw: raw.get("image_processor")),
+    ):
+        if (directory / name).is_file():
+            raw = files.read_json(directory / name)
+            found = read(raw) if isinstance(raw, dict) else None
+            if isinstance(found, dict):
+                return found
+    return {}
 
 
 def _keep_layers(config: Any, layers: int | None, name: str) -> Any:
@@ -337,16 +351,16 @@ def _check(
     flat: dict[str, Any],
     full_config: Any,
 ) -> None:
-    missing, misshaped, expected = [], [], set()
+    missing, misshaped, expected = set(), set(), set()  # several parameters may lie in one tensor
     for path, leaf in flat.items():
         entry, shape = entries[path], leaf.get_value().shape
         names = [entry.hf.format(i=i) for i in range(shape[0])] if entry.stacked else [entry.hf]
         wanted = entry.layout.hf_shape(shape[1:] if entry.stacked else shape)
         for name in names:
             if name not in tensors:
-                missing.append(name)
+                missing.add(name)
             elif tensors.shape(name) != wanted:
-                misshaped.append(f"{name} is {tensors.shape(name)}, should be {wanted}")
+                misshaped.add(f"{name} is {tensors.shape(name)}, should be {wanted}")
     for entry in family.entries(full_config):
         expected |= {entry.hf.format(i=i) for i in range(full_config.num_layers)}
     unexpected = [name for name in tensors if name not in expected and not family.is_ignored(name)]

@@ -11,6 +11,7 @@ from vixml_jax.errors import UserError
 from vixml_jax.models import hf_names
 from vixml_jax.models.decoder import DecoderConfig
 from vixml_jax.models.encoder import EncoderConfig
+from vixml_jax.models.hf_vision import VISION_FAMILIES
 from vixml_jax.models.rope import Rope
 from vixml_jax.models.vision import VisionConfig
 
@@ -98,19 +99,35 @@ def text_preset(name: str, vocab_size: int | None = None) -> TextConfig:
 VISION: dict[str, VisionConfig] = {
     "vit-tiny": VisionConfig(64, 8, 192, 4, 3, 768, pool="mean", class_token=False),  # the demo's pictures
     "vit-b-16": VisionConfig(224, 16, 768, 12, 12, 3072),
-}
+    # For tests: SigLIP's shape, head and all.
+    "siglip-tiny": VisionConfig(
+        32, 8, 32, 2, 2, 64,
+        pool="map",
+        norm_eps=1e-6,
+        activation="gelu_tanh",
+        class_token=False,
+        family="siglip_vision_model",
+    ),
+}  # fmt: skip
+
+
+@functools.cache
+def published_vision() -> dict[str, VisionConfig]:
+    """The paper's vision towers by their names on the hub: the sizes that their config.json states."""
+    facts = files.read_json(Path(__file__).with_name("published_vision.json"))
+    return {name: VISION_FAMILIES[raw["model_type"]].read_config(raw) for name, raw in facts.items()}
 
 
 def vision_preset(name: str) -> VisionConfig:
     """Returns the shape that `random:<name>` stands for.
 
     Args:
-      name: with or without the "random:" in front.
+      name: of VISION or `published_vision`, with or without the "random:" in front.
 
     Raises:
       UserError: if there is no such preset.
     """
-    return _find(VISION, name, "vision.checkpoint")
+    return _find({**VISION, **published_vision()}, name, "vision.checkpoint")
 
 
 def _find(table: dict, name: str, key: str):

@@ -1,4 +1,9 @@
-"""Vision towers: pre-norm transformers over image patches, one embedding per image."""
+"""Vision towers: pre-norm transformers over image patches, one embedding per image.
+
+Which state of the network is the embedding goes by the family, as its checkpoints' `pooler_output` does:
+SigLIP and SigLIP 2, their attention-pooling head; ViT, the class token after the final norm; CLIP, the class
+token after `post_layernorm`, before the projection into the space it shares with texts.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +32,16 @@ from vixml_jax.models.layers import (
 # matrices do, the customary 0.02 would leave a nearly linear and nearly constant map.
 _kernel_init = nnx.initializers.lecun_normal()
 
+# How pictures may be resized; Pillow's names.
+RESAMPLING = ("bilinear", "bicubic", "lanczos")
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
     """Shape of a vision tower, and what pictures it expects.
 
     Attributes:
-      image_size: side of the square input, in pixels.
+      image_size: side of the square input, in pixels; what is left over of the last patch is not looked at.
       patch_size: side of a patch, in pixels.
       dim: model dimension D, and size of the embedding.
       num_layers: transformer layers.
@@ -48,6 +56,7 @@ class VisionConfig:
       first_norm: whether a LayerNorm precedes the layers (CLIP).
       mean: subtracted from pixels in [0, 1], per channel.
       std: pixels are then divided by it.
+      resampling: how pictures are resized, one of RESAMPLING.
       family: names of the parameters in Hugging Face files.
     """
 
@@ -66,6 +75,7 @@ class VisionConfig:
     first_norm: bool = False
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    resampling: str = "bicubic"
     family: str = "vit"
 
     @property
@@ -75,8 +85,13 @@ class VisionConfig:
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What is done to a picture first: `size` in pixels, `mean` and `std` of values in [0, 1]."""
-        return {"size": self.image_size, "mean": self.mean, "std": self.std}
+        """What is done to a picture first: `size` in pixels, `resampling`, `mean` and `std` of [0, 1]."""
+        return {
+            "size": self.image_size,
+            "resampling": self.resampling,
+            "mean": self.mean,
+            "std": self.std,
+        }
 
 
 class VisionLayer(nnx.Module):
@@ -240,7 +255,11 @@ def _embed_pixels(tower: VisionTower, pixels_BHWC: jax.Array) -> jax.Array:
 
 
 def patches(pixels_BHWC: jax.Array, size: int) -> jax.Array:
-    """Cuts images into flattened square patches, row by row: [B, patches, size * size * C]."""
+    """Cuts images into flattened square patches, row by row: [B, patches, size * size * C].
+
+    As by a convolution without padding, what is left over on the right and at the bottom is dropped.
+    """
     B, H, W, C = pixels_BHWC.shape
-    grid = pixels_BHWC.reshape(B, H // size, size, W // size, size, C)
-    return jnp.swapaxes(grid, 2, 3).reshape(B, (H // size) * (W // size), size * size * C)
+    rows, columns = H // size, W // size
+    grid = pixels_BHWC[:, : rows * size, : columns * size].reshape(B, rows, size, columns, size, C)
+    return jnp.swapaxes(grid, 2, 3).reshape(B, rows * columns, size * size * C)
