@@ -9,12 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse
-import tiny
 
 from vixml_jax import XmcModel, cli, data, retrieval
 from vixml_jax import config as config_lib
-from vixml_jax.prepare import prepare
-from vixml_jax.train import train
 
 # ml_collections loads config files in a way that Python is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -26,15 +23,9 @@ def _quick(one_device):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tiny_run):
     """A run with pictures, and its raw folder."""
-    root = tmp_path_factory.mktemp("commands")
-    prepare(tiny.write_raw(root / "raw", seed=1), root / "dataset", "tiny")
-    config = tiny.config(root / "dataset", images=2)
-    config.retrieval.query_weight = 0.2
-    with tiny.only_devices(1):
-        train(config, root / "run")
-    return root
+    return tiny_run
 
 
 @pytest.fixture(scope="module")

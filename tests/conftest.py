@@ -45,3 +45,20 @@ def mesh(request):
 
     with sharding.use(sharding.make_mesh(*request.param)) as mesh:
         yield mesh
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """A directory with a finished run with pictures (run), its raw folder and dataset; not to be changed."""
+    import tiny
+
+    from vixml_jax.prepare import prepare
+    from vixml_jax.train import train
+
+    root = tmp_path_factory.mktemp("tiny_run")
+    prepare(tiny.write_raw(root / "raw", seed=1), root / "dataset", "tiny")
+    config = tiny.config(root / "dataset", images=2)
+    config.retrieval.query_weight = 0.2
+    with tiny.only_devices(1):
+        train(config, root / "run")
+    return root

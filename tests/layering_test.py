@@ -23,14 +23,24 @@ LEVELS: dict[int, dict[str, tuple[str, ...]]] = {
     JOBS: {
         "cli": ("cli", "__main__"),
         "jobs": (
-            *("demo", "embed", "evaluate", "export", "predict", "prepare", "report", "report_charts"),
+            *(
+                "demo",
+                "embed",
+                "evaluate",
+                "export",
+                "index_labels",
+                "predict",
+                "prepare",
+                "report",
+                "report_charts",
+            ),
             *("report_runs", "score", "tables", "train"),
         ),
     },
     TRAINING: {
         "training": (
             *("banks", "centroids", "checkpoint", "embedding", "model_factory", "optim", "run"),
-            *("search", "train_state", "train_step"),
+            *("label_changes", "search", "train_state", "train_step"),
         ),
     },
     PARTS: {

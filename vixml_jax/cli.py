@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("vixml_jax.train", "train; run again on the same workdir it resumes"),
     "eval": ("vixml_jax.evaluate", "embed, retrieve and score the test split with the newest checkpoint"),
     "embed": ("vixml_jax.embed", "export embeddings of train, test, labels or any JSONL"),
+    "index": ("vixml_jax.index_labels", "build the label index, add labels to it or take some out"),
     "predict": ("vixml_jax.predict", "label new queries: JSONL in, JSONL out"),
     "report": (
         "vixml_jax.report",
@@ -167,6 +168,7 @@ def _parse(command: str, arguments: list[str], own: list[str]) -> None:
     from absl import flags
 
     program = f"vixml {command}"
+    arguments = [_underscored(argument, own) for argument in arguments]
     seen = sys.argv
     # Config flags look for their overrides in sys.argv, and want to stand before them.
     sys.argv = [program, *_config_first(arguments)]
@@ -191,6 +193,13 @@ def _parse(command: str, arguments: list[str], own: list[str]) -> None:
         sys.argv = seen
     if left_over:
         raise UserError(f"unexpected {left_over[0]!r}", fix=f"flags are --name=value; see `{program} --help`")
+
+
+def _underscored(argument: str, own: list[str]) -> str:
+    """--target-recall=1 is --target_recall=1."""
+    name, equals, value = argument.partition("=")
+    known = "-" + name.lstrip("-").replace("-", "_")
+    return f"-{known}{equals}{value}" if name.startswith("--") and known[1:] in own else argument
 
 
 def _config_first(arguments: list[str]) -> list[str]:

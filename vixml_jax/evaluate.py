@@ -85,6 +85,25 @@ class Evaluation:
     searcher: Searcher
 
 
+def search_embeddings(
+    run: Run, params: nnx.State, tables: Tables, label_bank: ItemBank | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embeds what is searched.
+
+    Args:
+      run, params, tables: of the checkpoint.
+      label_bank: the labels in another guise than the run's.
+
+    Returns:
+      Label embeddings float32 [L, D]; and those of training queries, float32 [N, D]: embedded where they are
+      searched too, else as the steps gathered them, some steps old: good enough to tune an index on.
+    """
+    labels_LD = run.embedder.labels(params, run.frozen, label_bank or run.banks.labels, tables)
+    if run.config.retrieval.query_weight:
+        return labels_LD, run.embedder.queries(params, run.frozen, run.banks.train, "embed train queries")
+    return labels_LD, np.asarray(tables.query_embeddings)[: len(run.dataset.train)]
+
+
 def build_searcher(
     run: Run, params: nnx.State, tables: Tables, label_bank: ItemBank | None = None
 ) -> tuple[Searcher, np.ndarray]:
@@ -97,15 +116,9 @@ def build_searcher(
     Returns:
       The indexes, and the label embeddings float32 [L, D].
     """
-    config, dataset = run.config, run.dataset
-    labels_LD = run.embedder.labels(params, run.frozen, label_bank or run.banks.labels, tables)
-    # Those that the steps gathered are some steps old: good enough to tune an index on, not to be searched.
-    if config.retrieval.query_weight:
-        train_queries_ND = run.embedder.queries(params, run.frozen, run.banks.train, "embed train queries")
-    else:
-        train_queries_ND = np.asarray(tables.query_embeddings)[: len(dataset.train)]
-    searcher = Searcher.build(labels_LD, train_queries_ND, dataset.train_targets, config.retrieval)
-    return searcher, labels_LD
+    labels_LD, train_queries_ND = search_embeddings(run, params, tables, label_bank)
+    targets = run.dataset.train_targets
+    return Searcher.build(labels_LD, train_queries_ND, targets, run.config.retrieval), labels_LD
 
 
 def evaluate(run: Run, params: nnx.State, tables: Tables) -> Evaluation:

@@ -10,6 +10,7 @@ Examples:
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -21,6 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 from vixml_jax import banks as banks_lib
 from vixml_jax import data, evaluate, files, retrieval, sharding
@@ -32,8 +34,9 @@ from vixml_jax.data.pictures import Picture
 from vixml_jax.data.ragged import Ragged
 from vixml_jax.embedding import normalized
 from vixml_jax.errors import UserError
+from vixml_jax.label_changes import Change, LabelChanges
 from vixml_jax.run import TrainedModel
-from vixml_jax.search import Searcher
+from vixml_jax.search import Searcher, load_added, save_added
 
 # Queries embedded and searched together: bounds memory whatever the input's length.
 QUERIES_PER_CHUNK = 4096
@@ -75,7 +78,8 @@ class XmcModel:
         self._model, self._workdir, self._mesh = model, workdir, mesh
         self._embedder = run_lib.make_embedder(model.config, model.graphdef, mesh)
         self._searcher: Searcher | None = None
-        self._labels: data.dataset.Split | None = None
+        self._dataset: data.dataset.XmcDataset | None = None
+        self._changes: LabelChanges | None = None
         self._label_texts: retrieval.index.Index | None = None
         self._known: dict[str, int] | None = None
 
@@ -101,26 +105,98 @@ class XmcModel:
         return self._model.spec.image_dim > 0
 
     @property
+    def dataset(self) -> data.dataset.XmcDataset:
+        """The dataset that the run was trained on."""
+        if self._dataset is None:
+            self._dataset = run_lib.open_dataset(self._model.config)
+            run_lib.check_dataset(self._dataset, self._model.spec, self._model.config)
+        return self._dataset
+
+    @property
     def labels(self) -> data.dataset.Split:
-        """The labels of the run's dataset: `.uids`, `.texts`."""
-        if self._labels is None:
-            self._labels = data.load(self._model.config.dataset.dir).labels
-        return self._labels
+        """The labels of the run's dataset: `.uids`, `.texts`; those that changed since are in `changes`."""
+        return self.dataset.labels
+
+    @property
+    def changes(self) -> LabelChanges:
+        """Labels that came, changed or went after training; see `vixml index --help`."""
+        if self._changes is None:
+            self._changes = LabelChanges.load(self._workdir, self._model.spec.num_labels)
+        return self._changes
+
+    def label_names(self, numbers: np.ndarray) -> list[tuple[str, str]]:
+        """Returns (uid, title) of labels by their numbers, int [n], as `predict` returns them."""
+        known = np.where(np.asarray(numbers) < self.changes.num_known, numbers, 0)
+        names = list(zip(self.labels.uids[known], self.labels.titles[known], strict=True))
+        for place, number in enumerate(np.asarray(numbers).tolist()):
+            change = self.changes.by_number.get(number)
+            if change is not None and not change.removed:
+                names[place] = (change.uid, change.title)
+        return names
 
     @property
     def searcher(self) -> Searcher:
-        """The saved indexes; built anew where there are none, or they are of another checkpoint."""
+        """What is searched: the saved indexes, and labels that changed since they were built.
+
+        Where there are no indexes, or they are of another checkpoint, they are built anew, and not saved.
+        """
         if self._searcher is None:
-            model = self._model
-            dataset = run_lib.open_dataset(model.config)
-            run_lib.check_dataset(dataset, model.spec, model.config)
-            settings = model.config.retrieval
-            self._searcher = Searcher.load(self._workdir, dataset.train_targets, settings, model.step)
+            settings, step = self._model.config.retrieval, self._model.step
+            self._searcher = Searcher.load(self._workdir, self.dataset.train_targets, settings, step)
             if self._searcher is None:
-                with sharding.use(self._mesh):
-                    run = run_lib.with_banks(model, model.config, dataset, self._workdir, self._mesh)
-                    self._searcher, _ = evaluate.build_searcher(run, model.params, model.tables)
+                return self.build_searcher()
+            if self.changes:
+                self._searcher = self._searcher.with_changes(self.changes, self._added(self._searcher))
         return self._searcher
+
+    def build_searcher(self, settings: ConfigDict | None = None) -> Searcher:
+        """Builds indexes over all labels that there are, later ones included, and searches them from now on.
+
+        Args:
+          settings: as `config.retrieval`, which they replace; None for that of the run.
+        """
+        model, dataset, changes = self._model, self.dataset, self.changes
+        model.config.retrieval = settings or model.config.retrieval
+        with sharding.use(self._mesh):
+            run = run_lib.with_banks(model, model.config, dataset, self._workdir, self._mesh)
+            labels_LD, queries_ND = evaluate.search_embeddings(run, model.params, model.tables)
+        if changes:
+            rows_LD = np.zeros((changes.total, labels_LD.shape[1]), np.float32)
+            rows_LD[: len(labels_LD)] = labels_LD
+            rows_LD[[change.number for change in changes.there]] = self._encode_changed(changes.there)
+            labels_LD = np.delete(rows_LD, changes.removed, axis=0)
+        self._searcher = Searcher.build(
+            labels_LD,
+            queries_ND,
+            dataset.train_targets,
+            model.config.retrieval,
+            changes.fingerprints(),
+        )
+        if changes:
+            none = np.zeros((0, self.dim), np.float32)
+            self._searcher = self._searcher.with_changes(changes, none)
+        return self._searcher
+
+    def save_searcher(self) -> None:
+        """Writes the indexes into the workdir."""
+        self.searcher.save(self._workdir, self._model.step)
+
+    def update_labels(self) -> int:
+        """Takes in `changes`, which must be saved already: embeds what is new, and keeps the embeddings.
+
+        Where there is no index of this checkpoint it is built, and saved.
+
+        Returns:
+          How many changes are searched beside the index.
+        """
+        self._searcher = None
+        settings, step = self._model.config.retrieval, self._model.step
+        if Searcher.load(self._workdir, self.dataset.train_targets, settings, step) is None:
+            self.build_searcher()
+            self.save_searcher()
+        pending = [change for change in self.searcher.pending(self.changes) if not change.removed]
+        save_added(self._workdir, self._model.step, pending, self._added(self.searcher))
+        return len(self.searcher.pending(self.changes))
 
     def encode_queries(
         self, texts: Sequence[str], images: Sequence[Sequence[Picture]] | None = None
@@ -143,11 +219,17 @@ class XmcModel:
         centroid. Any other is a new label: it has no training queries, so its centroid is zero, and it shares
         the free vector of the known label whose text is nearest.
         """
+        rows = np.array([self._known_labels().get(text, -1) for text in texts], np.int64)
+        return self._encode_labels(texts, images, rows)
+
+    def _encode_labels(
+        self, texts: Sequence[str], images: Sequence[Sequence[Picture]] | None, rows: np.ndarray
+    ) -> np.ndarray:
+        """Embeds labels, float32 [N, D]; `rows`, int [N], are those of known labels, -1 for a new one."""
         model, tables = self._model, self._model.tables
         texts_ND = self._pooled(texts, images, model.layout.label, "embed labels")
         if not len(texts_ND):
             return texts_ND
-        rows = np.array([self._known_labels().get(text, -1) for text in texts], np.int64)
         new = rows < 0
         donors = rows.copy()
         if new.any() and model.spec.prototype != "none":
@@ -157,6 +239,25 @@ class XmcModel:
         centroids_ND = np.where(new[:, None], 0, np.asarray(tables.centroids)[donors]).astype(np.float32)
         with sharding.use(self._mesh):
             return self._embedder.prototypes(model.params, model.frozen, texts_ND, clusters_N, centroids_ND)
+
+    def _encode_changed(self, changes: Sequence[Change]) -> np.ndarray:
+        """Embeds changed labels; one of the dataset keeps its free vector and centroid, whatever its text."""
+        records = [dataclasses.asdict(change) for change in changes]
+        rows = [change.number if change.number < self.changes.num_known else -1 for change in changes]
+        texts, pictures = self._texts(records), [self.changes.pictures(change) for change in changes]
+        return self._encode_labels(texts, pictures, np.array(rows, np.int64))
+
+    def _added(self, searcher: Searcher) -> np.ndarray:
+        """The embeddings of changed labels that are not in the index, by number; computed where not kept."""
+        pending = [change for change in searcher.pending(self.changes) if not change.removed]
+        kept = load_added(self._workdir, self._model.step)
+        missing = [change for change in pending if (change.number, change.fingerprint) not in kept]
+        kept |= {
+            (change.number, change.fingerprint): row
+            for change, row in zip(missing, self._encode_changed(missing), strict=True)
+        }
+        rows = [kept[change.number, change.fingerprint] for change in pending]
+        return np.stack(rows) if rows else np.zeros((0, self.dim), np.float32)
 
     def encode_records(self, queries: Sequence[dict[str, Any]]) -> np.ndarray:
         """Embeds records as `query_lines.read_queries` yields them, float32 [N, D]."""
@@ -176,15 +277,16 @@ class XmcModel:
 
     def predict_records(self, queries: Iterator[dict[str, Any]], k: int) -> Iterator[dict[str, Any]]:
         """Yields an output record for each of `query_lines.read_queries`, in order, a chunk at a time."""
-        uids, titles = self.labels.uids, self.labels.titles
         for chunk in chunks(queries):
             ids, scores = self.predict(self._texts(chunk), [query["images"] for query in chunk], k)
+            there = np.unique(ids[ids >= 0])
+            names = dict(zip(there.tolist(), self.label_names(there), strict=True))
             for query, row_ids, row_scores in zip(chunk, ids, scores, strict=True):
                 yield {
                     "uid": query["uid"],
                     "labels": [
-                        {"index": int(i), "uid": uids[i], "title": titles[i], "score": round(float(s), 6)}
-                        for i, s in zip(row_ids, row_scores, strict=True)
+                        {"index": i, "uid": names[i][0], "title": names[i][1], "score": round(s, 6)}
+                        for i, s in zip(row_ids.tolist(), row_scores.tolist(), strict=True)
                         if i >= 0
                     ],
                 }

@@ -1,9 +1,16 @@
-"""How a run finds labels: an index over them and, where its config says so, one over its training queries."""
+"""How a run finds labels: an index over them and, where its config says so, one over its training queries.
+
+Labels that came, changed or went since the index was built (label_changes) are searched beside it, exactly,
+from `index_added.npz`; `Searcher.build` takes them in.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import time
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +21,16 @@ from ml_collections import ConfigDict
 from vixml_jax import files, retrieval
 from vixml_jax.embedding import normalized
 from vixml_jax.errors import UserError
+from vixml_jax.label_changes import Change, LabelChanges, numbers_of
 from vixml_jax.retrieval.augment import augment
 from vixml_jax.retrieval.index import Index
+from vixml_jax.retrieval.patched import PatchedIndex
 from vixml_jax.types import Predictions
 
 # Directories of a workdir, and the file that says of which checkpoint and settings they are.
-LABELS, NEIGHBOURS, OF = "index", "index_queries", "index_of.json"
+LABELS, NEIGHBOURS, OF, ADDED = "index", "index_queries", "index_of.json", "index_added.npz"
+# Training queries on which an exact index is measured.
+MEASURED_QUERIES = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +42,16 @@ class Searcher:
       neighbours: index over the training queries' embeddings, None for label search alone.
       train_targets: csr_matrix [N, L]; the labels that training queries hand on.
       settings: `config.retrieval`.
+      changes: those that `labels` has taken in, as `LabelChanges.fingerprints` gives them.
+      patched: `labels` with later changes, None without any.
     """
 
     labels: Index
     neighbours: Index | None
     train_targets: scipy.sparse.csr_matrix
     settings: ConfigDict
+    changes: dict[str, str] = dataclasses.field(default_factory=dict)
+    patched: PatchedIndex | None = None
 
     @classmethod
     def build(
@@ -45,17 +60,19 @@ class Searcher:
         train_queries_ND: np.ndarray,
         train_targets: scipy.sparse.csr_matrix,
         settings: ConfigDict,
+        changes: dict[str, str] | None = None,
     ) -> Searcher:
         """Builds the indexes that `config.retrieval` asks for.
 
         Args:
-          labels_LD: float32 [L, D].
+          labels_LD: float32 [L, D]; with changes, a row for each label that there is, by number.
           train_queries_ND: float32 [N, D]. ScaNN is tuned on a sample of them: real queries look like them.
           train_targets: csr_matrix [N, L].
           settings: `config.retrieval`.
+          changes: those that the labels have gone through, as `LabelChanges.fingerprints` gives them.
         """
 
-        train_queries_ND = prefix(train_queries_ND, settings.dims)
+        whole_queries_ND, train_queries_ND = train_queries_ND, prefix(train_queries_ND, settings.dims)
 
         def index(embeddings: np.ndarray, k: int) -> Index:
             options: dict[str, Any] = {"dtype": settings.dtype}
@@ -66,7 +83,10 @@ class Searcher:
             )
 
         neighbours = index(train_queries_ND, settings.neighbours) if settings.query_weight else None
-        return cls(index(prefix(labels_LD, settings.dims), settings.k), neighbours, train_targets, settings)
+        labels = index(prefix(labels_LD, settings.dims), settings.k)
+        if settings.kind != "scann":  # which has measured itself while it was tuned
+            labels.measured.update(_measure(labels, labels_LD, whole_queries_ND, settings))
+        return cls(labels, neighbours, train_targets, settings, changes or {})
 
     @classmethod
     def load(
@@ -74,7 +94,11 @@ class Searcher:
     ) -> Searcher | None:
         """Opens what `save` wrote; None where there is nothing, or it is of another checkpoint or config."""
         of = workdir / OF
-        if not of.is_file() or files.read_json(of) != _origin(settings, step):
+        if not of.is_file():
+            return None
+        origin = files.read_json(of)
+        changes = origin.pop("changes", {}) if isinstance(origin, dict) else {}
+        if origin != _origin(settings, step):
             return None
         if not (workdir / LABELS).is_dir():
             return None
@@ -83,7 +107,7 @@ class Searcher:
             if not (workdir / NEIGHBOURS).is_dir():
                 return None
             neighbours = retrieval.load(workdir / NEIGHBOURS)
-        return cls(retrieval.load(workdir / LABELS), neighbours, train_targets, settings)
+        return cls(retrieval.load(workdir / LABELS), neighbours, train_targets, settings, changes)
 
     def save(self, workdir: Path, step: int) -> None:
         """Writes the indexes of the checkpoint of `step` into a run's workdir."""
@@ -91,16 +115,46 @@ class Searcher:
         self.labels.save(workdir / LABELS)
         if self.neighbours is not None:
             self.neighbours.save(workdir / NEIGHBOURS)
-        files.write_json(workdir / OF, _origin(self.settings, step))
+        files.write_json(workdir / OF, {**_origin(self.settings, step), "changes": self.changes})
+
+    def pending(self, changes: LabelChanges) -> list[Change]:
+        """The changes that the index has not taken in, by label number."""
+        return [
+            change
+            for number, change in sorted(changes.by_number.items())
+            if self.changes.get(str(number)) != change.fingerprint
+        ]
+
+    def with_changes(self, changes: LabelChanges, added_AD: np.ndarray) -> Searcher:
+        """Adds changed labels to what is searched, and hides those that are gone.
+
+        Args:
+          changes: all changes of the run.
+          added_AD: float32 [A, D], embeddings of the pending labels that are not gone, by number.
+        """
+        pending = self.pending(changes)
+        numbers_A = np.array([change.number for change in pending if not change.removed], np.int32)
+        added = None
+        if len(numbers_A):
+            added = retrieval.build(prefix(added_AD, self.settings.dims), kind="exact")
+        num_known = self.train_targets.get_shape()[1]
+        numbers_M = numbers_of(num_known, self.changes)
+        hidden = np.array([change.number for change in pending], np.int64)
+        return dataclasses.replace(
+            self,
+            patched=PatchedIndex(self.labels, numbers_M, hidden, added, numbers_A),
+            train_targets=_without(self.train_targets, changes.removed, changes.total),
+        )
 
     def search(self, queries_QD: np.ndarray, k: int) -> Predictions:
         """Returns the k best labels of each query [Q, D]."""
         queries_QD = prefix(queries_QD, self.settings.dims)
+        labels = self.patched or self.labels
         if self.neighbours is None:
-            return Predictions(*self.labels.search(queries_QD, k))
+            return Predictions(*labels.search(queries_QD, k))
         return Predictions(
             *augment(
-                self.labels.search(queries_QD, max(k, self.settings.k)),
+                labels.search(queries_QD, max(k, self.settings.k)),
                 self.neighbours.search(queries_QD, self.settings.neighbours),
                 self.train_targets,
                 k=k,
@@ -119,6 +173,74 @@ def prefix(embeddings_ND: np.ndarray, dims: int) -> np.ndarray:
             f"config.retrieval.dims={dims}", fix=f"embeddings have {embeddings_ND.shape[1]} dimensions"
         )
     return normalized(embeddings_ND[:, :dims])
+
+
+def _measure(
+    built: Index, labels_LD: np.ndarray, queries_ND: np.ndarray, settings: ConfigDict
+) -> dict[str, Any]:
+    """Time of an exact index on a sample of queries and, where it is compressed, its recall.
+
+    Recall is against exact search in float32 over whole embeddings, so that it tells what compression and
+    shorter embeddings cost together.
+    """
+    rows = np.linspace(0, len(queries_ND) - 1, min(MEASURED_QUERIES, len(queries_ND))).astype(np.int64)
+    queries_SD, k = queries_ND[rows], min(settings.k, len(labels_LD))
+    figures: dict[str, Any] = {"k": k, "dtype": settings.dtype, "sample": len(queries_SD)}
+    found, _ = built.search(prefix(queries_SD, settings.dims), k)
+    if settings.dims or settings.dtype != "float32":
+        wanted, _ = retrieval.build(labels_LD, kind="exact").search(queries_SD, k)
+        hits = [len(set(a) & set(b)) for a, b in zip(found.tolist(), wanted.tolist(), strict=True)]
+        figures["recall"] = sum(hits) / wanted.size
+    started = time.perf_counter()
+    built.search(prefix(queries_SD, settings.dims), k)
+    return {**figures, "milliseconds_per_query": 1e3 * (time.perf_counter() - started) / len(queries_SD)}
+
+
+def load_added(workdir: Path, step: int) -> dict[tuple[int, str], np.ndarray]:
+    """Opens what `save_added` wrote; empty where there is nothing, or it is of another checkpoint.
+
+    Returns:
+      (number, fingerprint) of a changed label -> its embedding, float32 [D].
+
+    Raises:
+      UserError: if the file is damaged.
+    """
+    path = workdir / ADDED
+    if not path.is_file():
+        return {}
+    try:
+        # Opened here: NumPy leaves a file that is no archive open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as saved:
+            if int(saved["step"]) != step:
+                return {}
+            keys = zip(saved["numbers"].tolist(), saved["fingerprints"].tolist(), strict=True)
+            return dict(zip(keys, saved["embeddings"], strict=True))
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile):
+        raise UserError(
+            "damaged embeddings of added labels", file=path, fix="delete it: they are computed again"
+        ) from None
+
+
+def save_added(workdir: Path, step: int, changes: Sequence[Change], embeddings_AD: np.ndarray) -> None:
+    """Writes embeddings of changed labels, so that they need not be computed whenever a run is opened."""
+    with files.atomic_file(workdir / ADDED) as file:
+        np.savez(
+            file,
+            step=np.int64(step),
+            numbers=np.array([change.number for change in changes], np.int64),
+            fingerprints=np.array([change.fingerprint for change in changes], np.str_),
+            embeddings=np.asarray(embeddings_AD, np.float32),
+        )
+
+
+def _without(targets: scipy.sparse.csr_matrix, gone: np.ndarray, columns: int) -> scipy.sparse.csr_matrix:
+    """Targets [N, L] with room for more labels, and without those that are gone."""
+    kept = ~np.isin(targets.indices, gone)
+    before = np.concatenate([[0], np.cumsum(kept)])
+    return scipy.sparse.csr_matrix(
+        (targets.data[kept], targets.indices[kept], before[targets.indptr]),
+        shape=(targets.get_shape()[0], columns),
+    )
 
 
 def _origin(settings: ConfigDict, step: int) -> dict[str, Any]:
