@@ -14,8 +14,9 @@ help:
 demo: .venv/run
 	$(BIN)/vixml demo
 
+# A file's tests share fixtures, so a file stays in one process.
 test: .venv/test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-long: .venv/test
 	$(BIN)/python -m pytest -q -m slow

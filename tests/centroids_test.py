@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fresh
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ import scipy.sparse
 
 from vixml_jax import centroids, sharding
 
-SEEDS = [int(seed) for seed in np.random.SeedSequence().generate_state(2)]  # fresh; they stand in the ids
+SEEDS = fresh.seeds(2)  # they stand in the ids
 
 
 def draw(seed: int, num_rows: int = 64, num_labels: int = 37, dim: int = 9):

@@ -6,6 +6,7 @@ import gc
 import warnings
 from collections.abc import Callable
 
+import fresh
 import jax
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from vixml_jax.errors import UserError
 from vixml_jax.models.layers import Linear
 from vixml_jax.train_state import Tables, TrainState, row_table
 
-SEED = int(np.random.SeedSequence().generate_state(1)[0])  # fresh
+(SEED,) = fresh.seeds(1)
 
 # A failed load leaves coroutines of Orbax behind that nobody awaits.
 leaves_coroutines = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

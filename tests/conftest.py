@@ -6,18 +6,26 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+import fresh
 import jax
 import pytest
 from absl import flags
 
 # Most of the tests' time is compiling, and many programs are the same in several tests and processes.
-CACHE = Path(__file__).parent.parent / ".pytest_cache" / "xla"
-jax.config.update("jax_compilation_cache_dir", os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE)))
+CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR", Path(__file__).parent.parent / ".pytest_cache" / "xla")
+# JAX writes into it without a lock: tests that run at the same time (pytest -n) each have their own.
+CACHE = Path(CACHE) / os.environ.get("PYTEST_XDIST_WORKER", "")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 flags.FLAGS.mark_as_parsed()  # grain reads absl flags, which no app has parsed here
+
+
+def pytest_report_header() -> str:
+    return f"VIXML_TEST_SEED={fresh.SESSION}"
 
 
 @pytest.fixture

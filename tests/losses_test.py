@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fresh
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +13,7 @@ from jax.test_util import check_grads
 
 from vixml_jax import losses, sharding
 
-SEEDS = [
-    int(seed) for seed in np.random.SeedSequence().generate_state(3)
-]  # fresh; each stands in its test's id
+SEEDS = fresh.seeds(3)  # each stands in its test's id
 
 
 def draw(rng: np.random.Generator, num_queries: int = 23, num_labels: int = 31, density: float = 0.15):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import fresh
 import numpy as np
 import pytest
 import scipy.sparse
@@ -9,7 +10,7 @@ import scipy.sparse
 from vixml_jax import metrics, ranking
 from vixml_jax.errors import UserError
 
-SEEDS = [*range(4), int(np.random.SeedSequence().entropy) % 2**32]  # the last is fresh; its id names it
+SEEDS = [*range(4), *fresh.seeds(1)]  # the last one's id names it
 NO_SCORE = float("nan")
 
 

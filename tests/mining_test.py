@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fresh
 import jax
 import numpy as np
 import pytest
 
 from vixml_jax import mining, sharding
 
-SEEDS = [int(seed) for seed in np.random.SeedSequence().generate_state(2)]  # fresh; they stand in the ids
+SEEDS = fresh.seeds(2)  # they stand in the ids
 
 
 def lumps(rng: np.random.Generator, num_rows: int, dim: int = 16, lump: int = 12) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fresh
 import jax
 import numpy as np
 import optax
@@ -14,7 +15,7 @@ from vixml_jax.models.dual_encoder import DualEncoder
 from vixml_jax.models.prototypes import PrimeHead, free_vectors
 from vixml_jax.models.two_tower import TwoTower, image_projection
 
-SEEDS = [int(seed) for seed in np.random.SeedSequence().generate_state(2)]  # fresh; they stand in the ids
+SEEDS = fresh.seeds(2)  # they stand in the ids
 SETTINGS = {
     "lr": 2e-3,
     "head_lr": 5e-3,

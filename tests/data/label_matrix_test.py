@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import time
 
+import fresh
 import numpy as np
 import pytest
 import scipy.sparse
 
 from vixml_jax.data import label_matrix
 
-ENTROPY = np.random.SeedSequence().entropy
+(ENTROPY,) = fresh.seeds(1)
 
 
 def random_targets(rng, num_rows=60, num_labels=25, density=0.12):

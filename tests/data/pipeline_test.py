@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import fresh
 import jax
 import ml_dtypes
 import numpy as np
@@ -18,7 +19,7 @@ from vixml_jax.data.packing import Template
 from vixml_jax.data.pipeline import EpochSource, TrainingData
 from vixml_jax.data.ragged import Ragged
 
-SEED = int(np.random.SeedSequence().generate_state(1)[0])  # fresh; it stands in the ids
+(SEED,) = fresh.seeds(1)  # it stands in the ids
 NUM_QUERIES, NUM_LABELS, BATCH, ROW_LENGTH, IMAGE_DIM = 37, 19, 8, 16, 4
 UNLABELLED = (5, 20)
 

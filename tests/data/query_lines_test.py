@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import fresh
 import numpy as np
 import pytest
 
@@ -18,7 +19,7 @@ from vixml_jax.data.formats import open_raw
 from vixml_jax.data.query_lines import read_queries
 from vixml_jax.errors import UserError
 
-ENTROPY = np.random.SeedSequence().entropy
+(ENTROPY,) = fresh.seeds(1)
 ALPHABET = list("ab<é漢😀 \t\n\r\0\x01\x1f\x7f\x85\xa0\u2028\ufeff\ud800\udfff")
 GOOD = b'{"title": "good"}\n'
 

@@ -4,6 +4,7 @@ import gzip
 import subprocess
 import sys
 
+import fresh
 import numpy as np
 import pytest
 import scipy.sparse
@@ -12,7 +13,7 @@ from vixml_jax.data import sparse_text
 from vixml_jax.data.sparse_text import SparseReport, read_filter_pairs, read_sparse, write_sparse_text
 from vixml_jax.errors import UserError
 
-ENTROPY = np.random.SeedSequence().entropy
+(ENTROPY,) = fresh.seeds(1)
 
 
 def slow_read(text):

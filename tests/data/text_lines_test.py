@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import gzip
 
+import fresh
 import numpy as np
 import pytest
 
 from vixml_jax.data import text_lines
 from vixml_jax.errors import UserError
 
-ENTROPY = np.random.SeedSequence().entropy
+(ENTROPY,) = fresh.seeds(1)
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 3, 1 << 20])
