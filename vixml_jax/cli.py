@@ -18,7 +18,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 
 from vixml_jax import __version__, config_files
@@ -59,14 +59,31 @@ def run(argv: Sequence[str] | None = None) -> int:
       argv: what follows `vixml`; by default that of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return _exit_code("vixml", lambda: _dispatch(arguments))
+
+
+def run_job(job: ModuleType, program: str, argv: Sequence[str] | None = None) -> int:
+    """Runs one job as a program of its own, with the same flags, help, errors and exit codes.
+
+    Args:
+      job: a module with `define_flags()` and `main() -> int | None`; its docstring is its help.
+      program: what a user types, such as "python -m data_prep.images".
+      argv: what follows it; by default that of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return _exit_code(program, lambda: _run(job, program, arguments))
+
+
+def _exit_code(program: str, work: Callable[[], int]) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        code = _dispatch(arguments)
+        code = work()
         sys.stdout.flush()  # here, so that a reader who has left is noticed here
         return code
     except UserError as error:
-        return _fail(str(error))
+        return _fail(program, str(error))
     except KeyboardInterrupt:
-        print("vixml: interrupted", file=sys.stderr)
+        print(f"{program}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The interpreter flushes standard output once more as it ends; let that go nowhere.
@@ -74,14 +91,14 @@ def run(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except FloatingPointError as error:
-        return _fail(str(error))  # training says at which step, and what to try
+        return _fail(program, str(error))  # training says at which step, and what to try
     except OSError as error:
         # These are the state of the user's disk. A missing file is checked for where it is read, so that
         # one which turns up here is a bug.
         kinds = (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
         if error.filename is None or not (isinstance(error, kinds) or error.errno == errno.ENOSPC):
             raise
-        return _fail(str(UserError((error.strerror or "unusable").lower(), file=error.filename)))
+        return _fail(program, str(UserError((error.strerror or "unusable").lower(), file=error.filename)))
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -97,20 +114,22 @@ def _dispatch(arguments: list[str]) -> int:
     if command not in COMMANDS:
         kind = "flag before the command" if command.startswith("-") else "command"
         raise UserError(f"unknown {kind} {command!r}", fix=_nearest(command, COMMANDS, "vixml --help"))
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    job = importlib.import_module(COMMANDS[command][0])
+    return _run(importlib.import_module(COMMANDS[command][0]), f"vixml {command}", rest)
+
+
+def _run(job: ModuleType, program: str, arguments: list[str]) -> int:
     with _own_flags(job) as own:
-        if any(argument in ("--help", "-h", "-help") for argument in rest):
+        if any(argument in ("--help", "-h", "-help") for argument in arguments):
             print(_help(job, own))
             return 0
-        _parse(command, rest, own)
+        _parse(program, arguments, own)
         return job.main() or 0
 
 
-def _fail(line: str) -> int:
+def _fail(program: str, line: str) -> int:
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
-    print(f"vixml: error: {line}", file=sys.stderr)
+    print(f"{program}: error: {line}", file=sys.stderr)
     return 2
 
 
@@ -163,11 +182,10 @@ def _help(job: ModuleType, own: list[str]) -> str:
     return f"{inspect.cleandoc(job.__doc__ or '')}\n\nFlags:\n{table}"
 
 
-def _parse(command: str, arguments: list[str], own: list[str]) -> None:
+def _parse(program: str, arguments: list[str], own: list[str]) -> None:
     """Parses a command's flags; every way to get them wrong is a UserError."""
     from absl import flags
 
-    program = f"vixml {command}"
     arguments = [_underscored(argument, own) for argument in arguments]
     seen = sys.argv
     # Config flags look for their overrides in sys.argv, and want to stand before them.
@@ -178,9 +196,9 @@ def _parse(command: str, arguments: list[str], own: list[str]) -> None:
             # A config whose file could not be opened says so only when it is used.
             getattr(flags.FLAGS.config, "is_locked", None)
     except flags.UnrecognizedFlagError as error:
-        raise _unknown_flag(command, error.flagname, own) from None
+        raise _unknown_flag(program, error.flagname, own) from None
     except flags.IllegalFlagValueError as error:
-        raise _illegal_value(command, str(error)) from None
+        raise _illegal_value(program, str(error)) from None
     except flags.Error as error:
         raise UserError(str(error), fix=f"see `{program} --help`") from None
     except Exception as error:
@@ -212,27 +230,27 @@ def _config_first(arguments: list[str]) -> list[str]:
     return arguments
 
 
-def _unknown_flag(command: str, name: str, own: list[str]) -> UserError:
+def _unknown_flag(program: str, name: str, own: list[str]) -> UserError:
     head, dot, _ = name.partition(".")
     if dot and head == "config" and head in own:
         return UserError(f"--{name} without a config", fix="give --config=FILE as well")
     known = [f"--{flag}" for flag in own]
-    return UserError(f"unknown flag --{name}", fix=_nearest(f"--{head}", known, f"vixml {command} --help"))
+    return UserError(f"unknown flag --{name}", fix=_nearest(f"--{head}", known, f"{program} --help"))
 
 
-def _illegal_value(command: str, message: str) -> UserError:
+def _illegal_value(program: str, message: str) -> UserError:
     """Rewords absl's "flag --name=value: reason"."""
     from absl import flags
 
     assignment, _, reason = message.removeprefix("flag ").partition(": ")
     name = assignment.removeprefix("--").partition("=")[0]
     if "other than None" in reason:
-        return UserError(f"{command} needs --{name}", fix=f"see `vixml {command} --help`")
+        return UserError(f"{program.removeprefix('vixml ')} needs --{name}", fix=f"see `{program} --help`")
     if name in flags.FLAGS and ("invalid literal" in reason or "could not convert" in reason):
         kind = {"int": "a whole number", "float": "a number"}.get(flags.FLAGS[name].flag_type())
         if kind:
             return UserError(f"{assignment} is not {kind}")
-    return UserError(f"{assignment}: {reason}", fix=f"see `vixml {command} --help`")
+    return UserError(f"{assignment}: {reason}", fix=f"see `{program} --help`")
 
 
 def _nearest(name: str, known: Sequence[str] | dict[str, tuple[str, str]], help_command: str) -> str:
