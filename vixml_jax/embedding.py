@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 from flax import nnx
@@ -9,7 +11,7 @@ from jax.sharding import Mesh
 
 from vixml_jax import sharding
 from vixml_jax.data.items import ItemBank
-from vixml_jax.data.pipeline import encoding_batches
+from vixml_jax.data.pipeline import call_size, encoding_batches
 from vixml_jax.models.dual_encoder import DualEncoder
 from vixml_jax.progress import Progress
 from vixml_jax.train_state import Tables
@@ -32,8 +34,8 @@ class Embedder:
         self._mesh, self._row_length = mesh, row_length
         self._items = sharding.round_up(items_per_call, sharding.num_row_shards(mesh))
 
-        def pooled(params: nnx.State, frozen: nnx.State, tokens: PackedTokens) -> jax.Array:
-            return nnx.merge(graphdef, params, frozen).embed(tokens, self._items)
+        def pooled(params: nnx.State, frozen: nnx.State, tokens: PackedTokens, num_items: int) -> jax.Array:
+            return nnx.merge(graphdef, params, frozen).embed(tokens, num_items)
 
         def labels(
             params: nnx.State,
@@ -44,17 +46,22 @@ class Embedder:
         ) -> jax.Array:
             return nnx.merge(graphdef, params, frozen).label_embeddings(texts_LD, clusters_L, centroids_LD)
 
-        self._pooled = jax.jit(pooled, out_shardings=sharding.replicated(mesh))
+        self._pooled = jax.jit(pooled, static_argnames="num_items", out_shardings=sharding.replicated(mesh))
         self._labels = jax.jit(labels, out_shardings=sharding.replicated(mesh))
 
-    def pooled(self, params: nnx.State, frozen: nnx.State, bank: ItemBank, title: str) -> np.ndarray:
-        """Returns the pooled embeddings of all items, float32 [N, D], not normalised."""
+    def pooled(self, params: nnx.State, frozen: nnx.State, bank: ItemBank, title: str | None) -> np.ndarray:
+        """Returns the pooled embeddings of all items, float32 [N, D], not normalised.
+
+        Progress is shown under `title`, None for none.
+        """
         rows = np.arange(len(bank))
+        items = call_size(len(bank), self._items, sharding.num_row_shards(self._mesh))
+        run = functools.partial(self._pooled, num_items=items)
         parts: list[np.ndarray] = []
         waiting: tuple[np.ndarray, jax.Array] | None = None
         with Progress(len(bank), title, "items") as progress:
-            for chosen, tokens in encoding_batches(bank, rows, self._items, self._row_length, self._mesh):
-                result = self._pooled(params, frozen, tokens)
+            for chosen, tokens in encoding_batches(bank, rows, items, self._row_length, self._mesh):
+                result = run(params, frozen, tokens)
                 if waiting is not None:  # fetched one call late, so that the device always has work
                     parts.append(np.asarray(waiting[1])[: len(waiting[0])])
                     progress.update(len(waiting[0]))

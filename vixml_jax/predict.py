@@ -2,6 +2,8 @@
 
 Input is one JSON object a line: {"title": ..., "content": ..., "images": [paths], "uid": ...}; all but the
 title may be left out. Output, in the same order: {"uid", "labels": [{"index", "uid", "title", "score"}]}.
+Files of any length are read and written in constant memory. A line that is no such object ends the command,
+and nothing is written; with --on_error=skip it is reported and left out.
 
 Examples:
   vixml predict --workdir=runs/demo/vixml --input=new.jsonl --output=predicted.jsonl --k=10
@@ -13,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -35,11 +38,14 @@ from vixml_jax.data.ragged import Ragged
 from vixml_jax.embedding import normalized
 from vixml_jax.errors import UserError
 from vixml_jax.label_changes import Change, LabelChanges
+from vixml_jax.progress import Progress
 from vixml_jax.run import TrainedModel
 from vixml_jax.search import Searcher, load_added, save_added
 
 # Queries embedded and searched together: bounds memory whatever the input's length.
 QUERIES_PER_CHUNK = 4096
+
+logger = logging.getLogger(__name__)
 
 
 def define_flags() -> None:
@@ -48,6 +54,7 @@ def define_flags() -> None:
     flags.DEFINE_string("input", None, "JSONL of queries, - for standard input")
     flags.DEFINE_string("output", None, "JSONL of predictions, - for standard output")
     flags.DEFINE_integer("k", 10, "Labels a query", lower_bound=1)
+    flags.DEFINE_enum("on_error", "fail", ["fail", "skip"], "What a line that cannot be read does")
 
 
 def main() -> int:
@@ -55,16 +62,31 @@ def main() -> int:
     for name in ("workdir", "input", "output"):
         if not flags.FLAGS[name].value:
             raise UserError(f"predict needs --{name}", fix="see `vixml predict --help`")
-    source = flags.FLAGS.input
-    queries = query_lines.read_queries(sys.stdin if source == "-" else source, source)
+    source, left_out = flags.FLAGS.input, 0
+
+    def leave_out(error: UserError) -> None:
+        nonlocal left_out
+        left_out += 1
+        logger.warning("%s; left out", error)
+
+    queries = query_lines.read_queries(
+        sys.stdin if source == "-" else source,
+        source,
+        leave_out if flags.FLAGS.on_error == "skip" else None,
+    )
+    total = None if source == "-" else query_lines.count_queries(source) or None
     model = XmcModel.load(flags.FLAGS.workdir)
     with ExitStack() as stack:
         if flags.FLAGS.output == "-":
             target: IO[str] = sys.stdout
         else:
             target = stack.enter_context(files.atomic_file(flags.FLAGS.output, "w"))
+        progress = stack.enter_context(Progress(total, "predict", "queries"))
         for record in model.predict_records(queries, flags.FLAGS.k):
             target.write(json.dumps(record, ensure_ascii=False) + "\n")
+            progress.update()
+    if left_out:
+        logger.warning("%s: %d lines left out", source, left_out)
     return 0
 
 
@@ -199,7 +221,10 @@ class XmcModel:
         return len(self.searcher.pending(self.changes))
 
     def encode_queries(
-        self, texts: Sequence[str], images: Sequence[Sequence[Picture]] | None = None
+        self,
+        texts: Sequence[str],
+        images: Sequence[Sequence[Picture]] | None = None,
+        progress: bool = True,
     ) -> np.ndarray:
         """Embeds queries, float32 [N, D].
 
@@ -207,8 +232,10 @@ class XmcModel:
           texts: N texts.
           images: for each text a list of pictures (paths, bytes or PIL images), or None for none at all.
             Pictures that cannot be read count as missing.
+          progress: whether it is shown.
         """
-        return normalized(self._pooled(texts, images, self._model.layout.query, "embed queries"))
+        title = "embed queries" if progress else None
+        return normalized(self._pooled(texts, images, self._model.layout.query, title))
 
     def encode_labels(
         self, texts: Sequence[str], images: Sequence[Sequence[Picture]] | None = None
@@ -264,7 +291,11 @@ class XmcModel:
         return self.encode_queries(self._texts(queries), [query["images"] for query in queries])
 
     def predict(
-        self, texts: Sequence[str], images: Sequence[Sequence[Picture]] | None = None, k: int = 10
+        self,
+        texts: Sequence[str],
+        images: Sequence[Sequence[Picture]] | None = None,
+        k: int = 10,
+        progress: bool = True,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the k best labels of each query: int32 [N, k] and float32 [N, k] scores, best first.
 
@@ -272,13 +303,14 @@ class XmcModel:
         """
         if not len(texts):
             return np.zeros((0, k), np.int32), np.zeros((0, k), np.float32)
-        found = self.searcher.search(self.encode_queries(texts, images), k)
+        found = self.searcher.search(self.encode_queries(texts, images, progress), k)
         return found.ids, found.scores
 
     def predict_records(self, queries: Iterator[dict[str, Any]], k: int) -> Iterator[dict[str, Any]]:
         """Yields an output record for each of `query_lines.read_queries`, in order, a chunk at a time."""
         for chunk in chunks(queries):
-            ids, scores = self.predict(self._texts(chunk), [query["images"] for query in chunk], k)
+            pictures = [query["images"] for query in chunk]
+            ids, scores = self.predict(self._texts(chunk), pictures, k, progress=False)
             there = np.unique(ids[ids >= 0])
             names = dict(zip(there.tolist(), self.label_names(there), strict=True))
             for query, row_ids, row_scores in zip(chunk, ids, scores, strict=True):
@@ -300,7 +332,7 @@ class XmcModel:
         texts: Sequence[str],
         images: Sequence[Sequence[Picture]] | None,
         template: Template,
-        title: str,
+        title: str | None,
     ) -> np.ndarray:
         if isinstance(texts, str):
             raise UserError("texts is one string", fix="give a list of texts")

@@ -14,16 +14,18 @@ PLAIN_LINE_SECONDS = 10.0
 class Progress:
     """Counts `total` units of work and shows how many are done, how fast, and the time left.
 
+    A total of None is not known beforehand; a title of None shows nothing.
+
     Use as a context manager and call `update(n, **figures)` as work is done; figures (loss, ...) stand
     behind the bar. On a terminal it is a tqdm bar; elsewhere one line every ten seconds and one at the end.
     """
 
-    def __init__(self, total: int, title: str, unit: str = "rows", initial: int = 0):
+    def __init__(self, total: int | None, title: str | None, unit: str = "rows", initial: int = 0):
         self.total, self.title, self.unit, self.done, self.initial = total, title, unit, initial, initial
         self._started = self._last_line = time.monotonic()
         self._figures: dict[str, float | str] = {}
         self._bar = None
-        if sys.stderr.isatty():
+        if title is not None and sys.stderr.isatty():
             self._bar = tqdm(total=total, desc=title, unit=f" {unit}", initial=initial, dynamic_ncols=True)
 
     def update(self, n: int = 1, **figures: float | str) -> None:
@@ -34,7 +36,7 @@ class Progress:
             if figures:
                 self._bar.set_postfix({k: _short(v) for k, v in figures.items()}, refresh=False)
             self._bar.update(n)
-        elif time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
+        elif self.title is not None and time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
             self._line()
 
     def __enter__(self) -> Progress:
@@ -45,20 +47,24 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif kind is None:
-            self._line()
+        elif kind is None and self.title is not None:
+            self._line(ended=True)
 
-    def _line(self) -> None:
+    def _line(self, ended: bool = False) -> None:
         self._last_line = time.monotonic()
         seconds = max(self._last_line - self._started, 1e-9)
         rate = (self.done - self.initial) / seconds
-        left = (self.total - self.done) / rate if rate else float("inf")
+        total = self.done if self.total is None and ended else self.total
         figures = "".join(f"  {k} {_short(v)}" for k, v in self._figures.items())
-        timing = (
-            f"{_clock(seconds)} so far, {_clock(left)} left" if self.done < self.total else _clock(seconds)
-        )
+        timing = _clock(seconds)
+        if total is None:
+            timing += " so far"
+        elif self.done < total:
+            left = (total - self.done) / rate if rate else float("inf")
+            timing = f"{timing} so far, {_clock(left)} left"
+        of = "" if total is None else f"/{total:,}"
         print(
-            f"{self.title}: {self.done:,}/{self.total:,} {self.unit}  {rate:,.1f}/s  {timing}{figures}",
+            f"{self.title}: {self.done:,}{of} {self.unit}  {rate:,.1f}/s  {timing}{figures}",
             file=sys.stderr,
             flush=True,
         )
