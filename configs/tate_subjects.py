@@ -1,6 +1,8 @@
 """LF-TateSubjects: subject terms of artworks from title, artist, date, medium and group.
 
-  vixml prepare --raw=LF-TateSubjects --out=data/tate_subjects --name=lf_tate_subjects
+  git clone --depth=1 https://github.com/tategallery/collection
+  python -m data_prep.tate --checkout=collection --out=raw/LF-TateSubjects
+  vixml prepare --raw=raw/LF-TateSubjects --out=data/tate_subjects --name=lf_tate_subjects
   vixml train --config=configs/tate_subjects.py --config.text.checkpoint=MINILM_L6_DIR \
       --config.dataset.dir=data/tate_subjects --workdir=runs/tate
 
