@@ -57,12 +57,14 @@ def test_other_orders():
     first = "[This product image {images} and its text ]{text}{eos}"
     assert order(first) == "this product image V and its text red kettle <end>"
     assert order(first, 0) == "red kettle <end>"
+    assert order("{images}", 2) == "V V"
+    assert order("{images}", 0) == ""
 
 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("{images}", "{text} once"),
+        ("words", "neither {text} nor {images}"),
         ("{text}{text}", "{text} once"),
         ("[{text}]", "{text} once"),
         ("{text}{images}{images}", "more than once"),

@@ -53,7 +53,9 @@ class ItemBank:
         """Returns the number of slots of every item, int64 [N]."""
         counts = self.image_counts()
         overhead, with_images = (self.template.overhead(with_images=there) for there in (False, True))
-        lengths = self.tokens.lengths() + counts + np.where(counts > 0, with_images, overhead)
+        lengths = counts + np.where(counts > 0, with_images, overhead)
+        if self.template.has_text:
+            lengths += self.tokens.lengths()
         return lengths
 
     def image_counts(self) -> np.ndarray:

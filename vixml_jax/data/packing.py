@@ -48,6 +48,11 @@ class Template:
 
     parts: tuple[Part, ...] = (Part(IMAGES), Part(TEXT))
 
+    @property
+    def has_text(self) -> bool:
+        """Whether an item's own text is part of it."""
+        return any(part.tokens is None and part.content == TEXT for part in self.parts)
+
     def overhead(self, *, with_images: bool) -> int:
         """Returns the number of prompt tokens of an item, with pictures or without."""
         prompts = [part for part in self.parts if part.tokens is not None]

@@ -6,8 +6,8 @@ anything) and {eos} (the family's end token). A part in brackets is only for ite
 
   This product text {text}[ and its image {images}]{eos}
 
-Every literal part is tokenized by itself, without spaces at its ends, so that the tokens of a prompt do not
-depend on the text beside it.
+Without {text} an item is its pictures alone. Every literal part is tokenized by itself, without spaces at its
+ends, so that the tokens of a prompt do not depend on the text beside it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def parse(prompt: str) -> list[tuple[str, bool]]:
       (piece, whether it is only for items with pictures); a piece is a placeholder or a literal.
 
     Raises:
-      UserError: if a placeholder is unknown, brackets do not match, {text} is not there exactly once or
-        {images} more than once.
+      UserError: if a placeholder is unknown, brackets do not match, {text} or {images} is there twice, or
+        {text} within brackets or, where there are no {images}, not at all.
     """
     pieces: list[tuple[str, bool]] = []
     inside = False
@@ -52,10 +52,12 @@ def parse(prompt: str) -> list[tuple[str, bool]]:
     names = [piece for piece, _ in pieces]
     if inside:
         raise _wrong(prompt, "has an unmatched '['")
-    if names.count("{text}") != 1 or ("{text}", True) in pieces:
+    if names.count("{text}") > 1 or ("{text}", True) in pieces:
         raise _wrong(prompt, "must have {text} once, outside of brackets")
     if names.count("{images}") > 1:
         raise _wrong(prompt, "has {images} more than once")
+    if "{text}" not in names and "{images}" not in names:
+        raise _wrong(prompt, "has neither {text} nor {images}")
     return pieces
 
 
