@@ -142,7 +142,7 @@ def test_it_is_exported_in_one_and_alone(trained, base, tmp_path, capsys):
 
 
 def test_a_run_starts_from_an_adapter(trained, dataset, base, tmp_path):
-    export(trained, tmp_path / "adapter", adapter_alone=True)
+    export(trained, tmp_path / "adapter", part="adapter")
     config = lora_config(dataset, base)
     config.text.adapter = str(tmp_path / "adapter")
     config.train.epochs = 0

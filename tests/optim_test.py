@@ -18,6 +18,7 @@ from vixml_jax.models.two_tower import TwoTower, image_projection
 SEEDS = fresh.seeds(2)  # they stand in the ids
 SETTINGS = {
     "lr": 2e-3,
+    "vision_lr": 2e-3,
     "head_lr": 5e-3,
     "weight_decay": 0.1,
     "warmup_steps": 4,

@@ -170,7 +170,9 @@ def picture_bank(
     config: ConfigDict, images: Sequence[Sequence[Picture]], cache: Path, key: list
 ) -> image_bank.ImageBank:
     """Reads the frozen vision tower's embeddings of `images` from `cache`, or computes them."""
-    key = [*key, tower_fingerprint(config.vision.checkpoint)]
+    # Of a tower that trains the bank holds what goes into it: pixels.
+    tower = tower_fingerprint(config.vision.checkpoint) if config.vision.train == "none" else "pixels"
+    key = [*key, tower]
     return image_bank.build_or_load(images, vision_tower(config), cache_dir=cache, key_parts=key)
 
 
@@ -180,9 +182,17 @@ def pictures_in_memory(config: ConfigDict, images: Sequence[Sequence[Picture]]) 
 
 
 def vision_tower(config: ConfigDict) -> image_bank.FrozenTower:
-    """Returns the config's vision tower, whose weights are loaded when the first picture comes."""
+    """Returns what fills an image bank: the config's vision tower, loaded when the first picture comes.
+
+    Of a tower that trains, the model itself turns pixels into embeddings: the bank holds the pixels, as they
+    are after preprocessing.
+    """
     name = config.vision.checkpoint
     vision = hub.vision_config(name)
+    if config.vision.train != "none":
+        size = vision.image_size
+        pixels = lambda pixels: np.asarray(pixels, np.float32).reshape(len(pixels), -1)  # noqa: E731
+        return image_bank.FrozenTower(pixels, vision.preprocessing, size * size * 3, config.vision.batch_size)
     return image_bank.FrozenTower(
         vision_embedder(name), vision.preprocessing, vision.dim, config.vision.batch_size
     )

@@ -66,7 +66,12 @@ def base() -> ConfigDict:
     text.vocab_size = 8192  # of the tokenizer trained on the dataset; random presets only
 
     config.vision = vision = ConfigDict()
-    vision.checkpoint = "random:vit-tiny"  # frozen; its embeddings are computed once
+    vision.checkpoint = "random:vit-tiny"  # hub name, local directory, or "random:<preset>"
+    vision.train = (
+        "none"  # what of the tower trains: "none" (its embeddings are computed once), "lora", "full"
+    )
+    vision.lora_rank = 16
+    vision.lora_alpha = 16.0  # the adapters' addition is multiplied by alpha / sqrt(rank)
     vision.images = 0  # pictures used of each item; 0 = text only
     vision.drop_images = (
         0.0  # chance that a training item comes without its pictures: serves items without any
@@ -106,6 +111,7 @@ def base() -> ConfigDict:
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.lr = 2e-4  # of the text tower, peak
+    optimizer.vision_lr = 1e-4  # of the vision tower, where it trains, peak
     optimizer.head_lr = 5e-4  # of the image projection, free vectors and prototype net, peak
     optimizer.weight_decay = 0.01  # none on biases, norms and free vectors
     optimizer.warmup_steps = 100  # linear, then linear to 0; at most a tenth of the run
@@ -205,6 +211,7 @@ def validate(config: ConfigDict) -> None:
         "text.dtype": ("float32", "bfloat16"),
         "text.remat": ("none", "dots", "full"),
         "text.train": ("full", "lora", "none"),
+        "vision.train": ("none", "lora", "full"),
         "prototype.kind": ("prime", "dexa", "none"),
         "prototype.init": ("xavier", "labels"),
         "loss.name": ("prime", "triplet", "info_nce", "decoupled_softmax", "sigmoid"),
@@ -217,7 +224,8 @@ def validate(config: ConfigDict) -> None:
         if value not in allowed:
             raise UserError(f"config.{key}={value!r}", fix="give one of " + ", ".join(allowed))
     for key in ("train.batch_size", "train.row_length", "text.max_tokens", "text.lora_rank",
-                "mining.size", "mining.every", "train.log_every", "retrieval.k", "retrieval.neighbours",
+                "vision.lora_rank", "mining.size", "mining.every", "train.log_every", "retrieval.k",
+                "retrieval.neighbours",
                 "loss.negatives", "prototype.free_vectors", "eval.items_per_call", "vision.batch_size",
                 "checkpoint.keep"):  # fmt: skip
         if get(config, key) < 1:

@@ -3,12 +3,14 @@
 DIR becomes a Hugging Face directory that `transformers.AutoModel` and sentence-transformers load: the tower,
 LoRA merged into it, its tokenizer, which puts the run's prompt around every text, pooling and normalisation.
 Of a run with pictures the image projection lies beside it. Label embeddings are no part of it; `vixml embed
---of=labels` writes those. With --adapter DIR holds the adapters alone, in PEFT's format.
+--of=labels` writes those. With --adapter DIR holds the adapters alone, in PEFT's format; with --vision the
+vision tower that a run has trained, which other runs take as a frozen one.
 
 Examples:
   vixml export --workdir=runs/demo/text --out=hf/demo
   vixml export --workdir=runs/131k --out=hf/131k --dtype=bfloat16
   vixml export --workdir=runs/qwen --out=hf/qwen_adapter --adapter
+  vixml export --workdir=runs/pictures --out=hf/pictures --vision
 """
 
 from __future__ import annotations
@@ -33,10 +35,11 @@ from vixml_jax.data import packing
 from vixml_jax.data import tokenizer as tokenizer_lib
 from vixml_jax.data.tokenizer import Tokenizer
 from vixml_jax.errors import UserError
-from vixml_jax.models import hf_names, lora
+from vixml_jax.models import hf_names, lora, own_vision
 from vixml_jax.models.dual_encoder import DualEncoder
-from vixml_jax.models.hf_layouts import Same, Transposed
+from vixml_jax.models.hf_layouts import Entry, Same, Transposed
 from vixml_jax.models.layers import Adapter
+from vixml_jax.models.own_vision import OWN_VISION
 from vixml_jax.run import TrainedModel
 
 FORMAT = "vixml export 1"
@@ -99,6 +102,7 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Directory that becomes the export; replaces an earlier export")
     flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Type of the weights")
     flags.DEFINE_bool("adapter", False, "Write the LoRA adapters alone, in PEFT's format")
+    flags.DEFINE_bool("vision", False, "Write the trained vision tower, for config.vision.checkpoint")
     flags.DEFINE_float("max_shard_gb", SHARD_GB, "Largest file of weights, in GB", lower_bound=1e-6)
 
 
@@ -113,8 +117,11 @@ def main() -> int:
         out,
         dtype=flags.FLAGS.dtype,
         max_shard_gb=flags.FLAGS.max_shard_gb,
-        adapter_alone=flags.FLAGS.adapter,
+        part="adapter" if flags.FLAGS.adapter else "vision" if flags.FLAGS.vision else "tower",
     )
+    if flags.FLAGS.vision:
+        print(f"{out} is ready: --config.vision.checkpoint={out}")
+        return 0
     call = (
         "peft.PeftModel.from_pretrained(base, "
         if flags.FLAGS.adapter
@@ -130,7 +137,7 @@ def export(
     *,
     dtype: str = "float32",
     max_shard_gb: float = SHARD_GB,
-    adapter_alone: bool = False,
+    part: str = "tower",
 ) -> None:
     """Writes the newest checkpoint's text tower as a Hugging Face directory.
 
@@ -139,7 +146,7 @@ def export(
       out: becomes the export; appears only once it is complete.
       dtype: of the weights, a key of DTYPES.
       max_shard_gb: weights above it are split into files of at most so many GB, where single tensors fit.
-      adapter_alone: write the adapters only, in PEFT's format.
+      part: "tower", "adapter" (LoRA alone, in PEFT's format) or "vision" (a vision tower that was trained).
 
     Raises:
       UserError: if `workdir` is not a run's directory, or `out` holds something else than an export.
@@ -150,13 +157,18 @@ def export(
         raise UserError("export runs in one process", fix="run it on one host; any mesh reads a checkpoint")
     with sharding.ensure() as mesh:
         model = run_lib.load_model(workdir, mesh)
-        if adapter_alone and model.spec.lora is None:
+        if part == "adapter" and model.spec.lora is None:
             raise UserError("the run has no adapters", file=workdir, fix="leave --adapter out")
+        if part == "vision" and model.spec.vision is None:
+            raise UserError("the run has trained no vision tower", file=workdir, fix="leave --vision out")
+        max_shard_bytes = round(max_shard_gb * 1e9)
         with files.atomic_dir(out) as directory:
-            if adapter_alone:
+            if part == "adapter":
                 write_adapter(model, directory)
+            elif part == "vision":
+                write_vision(model, directory, dtype, max_shard_bytes)
             else:
-                write(model, directory, out.name, dtype, round(max_shard_gb * 1e9))
+                write(model, directory, out.name, dtype, max_shard_bytes)
 
 
 def write_adapter(model: TrainedModel, directory: Path) -> None:
@@ -169,6 +181,18 @@ def write_adapter(model: TrainedModel, directory: Path) -> None:
     files.write_json(directory / MARKER, {"format": FORMAT, "version": __version__, "adapter": True})
 
 
+def write_vision(model: TrainedModel, directory: Path, dtype: str, max_shard_bytes: int) -> None:
+    """Fills an empty directory with the trained vision tower. Must be called inside the mesh."""
+    dual: DualEncoder = nnx.merge(model.graphdef, model.params, model.frozen)
+    tower = dual.tower.vision
+    assert tower is not None  # `export` has checked
+    family = OWN_VISION[own_vision.MODEL_TYPE]
+    files.write_json(directory / "config.json", family.write_config(tower.config))
+    tensors = tower_tensors(tower, family.entries(tower.config))
+    write_weights(directory, tensors, dtype, max_shard_bytes)
+    files.write_json(directory / MARKER, {"format": FORMAT, "version": __version__, "vision": True})
+
+
 def write(model: TrainedModel, directory: Path, name: str, dtype: str, max_shard_bytes: int) -> None:
     """Fills an empty directory with the export. Must be called inside the mesh."""
     dual: DualEncoder = nnx.merge(model.graphdef, model.params, model.frozen)
@@ -178,7 +202,7 @@ def write(model: TrainedModel, directory: Path, name: str, dtype: str, max_shard
     max_tokens = model.config.text.max_tokens
 
     files.write_json(directory / "config.json", {**family.write_config(tower_config), "dtype": dtype})
-    write_weights(directory, tower_tensors(tower, tower_config), dtype, max_shard_bytes)
+    write_weights(directory, tower_tensors(tower, family.entries(tower_config)), dtype, max_shard_bytes)
     layout = model.layout
     longest = max_tokens + layout.label.overhead(with_images=False)
     write_tokenizer(directory, prompted(model.tokenizer, layout), longest)
@@ -244,8 +268,8 @@ def _layer(stacked: jax.Array, layer: int) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False)
 
 
-def tower_tensors(tower: Any, config: Any) -> list[Tensor]:
-    """Lists the tensors of a text tower under their Hugging Face names, in the order of its family's table.
+def tower_tensors(tower: Any, entries: Sequence[Entry]) -> list[Tensor]:
+    """Lists the tensors of a tower under the names of its family's table, in its order.
 
     Raises:
       ValueError: if the table does not name every parameter, which would be lost.
@@ -260,9 +284,8 @@ def tower_tensors(tower: Any, config: Any) -> list[Tensor]:
         for path, leaf in nnx.to_flat_state(nnx.split(tower)[1])
         if not isinstance(leaf, nnx.LoRAParam)
     }
-    entries = hf_names.TEXT_FAMILIES[config.family].entries(config)
     if unknown := params.keys() ^ {entry.path for entry in entries}:
-        raise ValueError(f"{config.family}: parameters and table differ by {sorted(unknown)}")
+        raise ValueError(f"{tower.config.family}: parameters and table differ by {sorted(unknown)}")
     tensors = []
     for entry in entries:
         value: Any = params[entry.path].get_value()

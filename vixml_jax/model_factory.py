@@ -19,6 +19,7 @@ from vixml_jax.models.dual_encoder import DualEncoder
 from vixml_jax.models.lora import LoraConfig
 from vixml_jax.models.prototypes import PrimeHead, free_vectors
 from vixml_jax.models.two_tower import TwoTower, image_projection, standardised_projection
+from vixml_jax.models.vision import VisionTower
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,8 @@ class ModelSpec:
       train: what of the text tower trains: "full", "lora" or "none".
       lora: the adapters' LoraConfig, as JSON; None without.
       base: where the weights that do not train come from; None where all train.
+      vision: the vision tower that is part of the model, and what of it trains; None where images come as the
+        embeddings of a frozen one.
       layout: how texts become sequences, as `banks.Layout` writes it.
       dim: D, size of the embeddings.
       image_dim: V, size of the vision tower's embeddings; 0 for text only.
@@ -47,6 +50,7 @@ class ModelSpec:
     train: str
     lora: dict[str, Any] | None
     base: dict[str, Any] | None
+    vision: dict[str, Any] | None
     layout: dict[str, Any]
     dim: int
     image_dim: int
@@ -66,7 +70,12 @@ class ModelSpec:
     @property
     def lora_config(self) -> LoraConfig | None:
         """The adapters' config; None without."""
-        return LoraConfig(**{**self.lora, "targets": tuple(self.lora["targets"])}) if self.lora else None
+        return _lora_from_json(self.lora)
+
+    @property
+    def vision_train(self) -> str:
+        """What of the vision tower trains: "none", "lora" or "full"."""
+        return self.vision["train"] if self.vision else "none"
 
 
 def create(
@@ -77,6 +86,7 @@ def create(
     num_queries: int,
     dataset: str,
     base_fingerprint: str,
+    vision_fingerprint: str,
     layout: dict[str, Any],
     longest: int,
     image_features: np.ndarray | None,
@@ -90,9 +100,11 @@ def create(
       num_queries: N.
       dataset: its fingerprint.
       base_fingerprint: names the content of the text tower's checkpoint.
+      vision_fingerprint: of the vision tower's.
       layout: how texts become sequences, as JSON.
       longest: slots of the longest item there can be.
-      image_features: float [n, V] sample of the image bank, or None for text only. The projection starts so
+      image_features: float [n, V] sample of the image bank (pixels, where the vision tower trains), or None
+        for text only. The projection starts so
         that its outputs on it have the mean and spread of word embeddings: features of a frozen tower may
         vary little around a large mean.
     """
@@ -125,11 +137,16 @@ def create(
             f"items of up to {longest} slots, but the tower has {text.config.max_positions} positions",
             fix="give a lower --config.text.max_tokens",
         )
+    vision = vision_json = None
+    if image_features is not None and config.vision.train != "none":
+        vision, vision_json = _start_vision(config, vision_fingerprint)
+        image_features = _embed_sample(vision, image_features)
     spec = ModelSpec(
         text=hub.tower_config_to_json(text.config),
         train=settings.train,
         lora=dataclasses.asdict(lora_config) if lora_config else None,
         base=None if settings.train == "full" else base,
+        vision=vision_json,
         layout=layout,
         dim=text.dim,
         image_dim=0 if image_features is None else image_features.shape[1],
@@ -148,7 +165,7 @@ def create(
         dtype=config.text.dtype,
         remat=config.text.remat,
     )
-    model = _assemble(spec, text, config.train.seed)
+    model = _assemble(spec, text, config.train.seed, vision)
     if image_features is not None:
         word_std = float(jnp.std(text.embed_tokens(jnp.arange(min(vocab_size, 1024), dtype=jnp.int32)[None])))
         kernel, bias = standardised_projection(
@@ -175,21 +192,24 @@ def rebuild(spec: ModelSpec) -> DualEncoder:
         text = hub.random_tower(hub.tower_config_from_json(spec.text), dtype=spec.dtype, remat=spec.remat)
     else:
         text, _ = _text_tower(spec.base, spec.train, spec.lora_config, spec.dtype, spec.remat)
-    return _assemble(spec, text, seed=0)
+    return _assemble(spec, text, 0, _rebuild_vision(spec))
 
 
-def split(model: DualEncoder, train: str) -> tuple[nnx.GraphDef[DualEncoder], nnx.State, nnx.State]:
+def split(
+    model: DualEncoder, text_train: str, vision_train: str = "none"
+) -> tuple[nnx.GraphDef[DualEncoder], nnx.State, nnx.State]:
     """Returns (structure, parameters that train, everything else).
 
     Args:
       model: the model.
-      train: what of its text tower trains: "full", "lora" or "none".
+      text_train: what of its text tower trains: "full", "lora" or "none".
+      vision_train: what of its vision tower does.
     """
+    kinds = {("tower", "text"): text_train, ("tower", "vision"): vision_train}
 
     def trains(path: tuple[Any, ...], value: Any) -> bool:
-        if path[:2] != ("tower", "text") or train == "full":
-            return True
-        return train == "lora" and isinstance(value, nnx.LoRAParam)
+        kind = kinds.get(path[:2], "full")
+        return kind == "full" or (kind == "lora" and isinstance(value, nnx.LoRAParam))
 
     graphdef, params, frozen = nnx.split(model, nnx.All(nnx.Param, trains), ...)
     return graphdef, params, frozen
@@ -224,12 +244,66 @@ def _text_tower(
     return text, lora_config
 
 
-def _assemble(spec: ModelSpec, text: Any, seed: int) -> DualEncoder:
+def _lora_from_json(value: dict[str, Any] | None) -> LoraConfig | None:
+    return LoraConfig(**{**value, "targets": tuple(value["targets"])}) if value else None
+
+
+def _start_vision(config: ConfigDict, fingerprint: str) -> tuple[VisionTower, dict[str, Any]]:
+    """Loads the vision tower that a model starts from; returns it and `ModelSpec.vision`."""
+    settings = config.vision
+    base = {"checkpoint": settings.checkpoint, "fingerprint": fingerprint, "seed": config.train.seed}
+    wanted = None
+    if settings.train == "lora":
+        wanted = LoraConfig(settings.lora_rank, settings.lora_alpha)
+    tower = _vision_tower(base, settings.train, wanted, config.text.dtype, config.text.remat)
+    return tower, {
+        "tower": hub.tower_config_to_json(tower.config),
+        "train": settings.train,
+        "lora": dataclasses.asdict(wanted) if wanted else None,
+        "base": None if settings.train == "full" else base,
+    }
+
+
+def _rebuild_vision(spec: ModelSpec) -> VisionTower | None:
+    """The vision tower of a `model.json`, as `_start_vision` made it but for the weights that train."""
+    if spec.vision is None:
+        return None
+    if spec.vision["base"] is None:
+        config = hub.tower_config_from_json(spec.vision["tower"])
+        return hub.random_tower(config, dtype=spec.dtype, remat=spec.remat)
+    wanted = _lora_from_json(spec.vision["lora"])
+    return _vision_tower(spec.vision["base"], spec.vision["train"], wanted, spec.dtype, spec.remat)
+
+
+def _vision_tower(
+    base: dict[str, Any], train: str, lora_config: LoraConfig | None, dtype: str, remat: str
+) -> VisionTower:
+    param_dtype = "float32" if train == "full" else dtype
+    tower = hub.load_vision_tower(
+        base["checkpoint"], dtype, param_dtype=param_dtype, seed=base["seed"], remat=remat
+    )
+    if lora_config is not None:
+        lora.attach(tower, lora_config, rngs=nnx.Rngs(base["seed"] + 3))
+    return tower
+
+
+def _embed_sample(vision: VisionTower, pixels_NP: np.ndarray) -> np.ndarray:
+    """Embeddings of flat pixels [n, H * W * 3], float32 [n, V], some at a time."""
+    size, at_once = vision.config.image_size, 64
+    pixels = pixels_NP.astype(np.float32).reshape(-1, size, size, 3)
+    parts = []
+    for start in range(0, len(pixels), at_once):
+        part = pixels[start : start + at_once]
+        parts.append(np.asarray(vision(np.resize(part, (at_once, size, size, 3))))[: len(part)])
+    return np.concatenate(parts)
+
+
+def _assemble(spec: ModelSpec, text: Any, seed: int, vision: VisionTower | None) -> DualEncoder:
     rngs = nnx.Rngs(seed + 1)  # apart from the tower's own stream
     projection = (
         image_projection(spec.image_dim, text.dim, rngs=rngs, dtype=spec.dtype) if spec.image_dim else None
     )
-    tower = TwoTower(text, projection, spec.pooling)
+    tower = TwoTower(text, projection, spec.pooling, vision)
     head = vectors = None
     if spec.prototype != "none":
         vectors = free_vectors(spec.num_vectors, text.dim, rngs=rngs)

@@ -1,8 +1,9 @@
-"""The optimizer: AdamW with two groups of parameters, each with its own learning rate.
+"""The optimizer: AdamW with three groups of parameters, each with its own learning rate.
 
 ViXML's recipe: the text tower learns at `lr`; what stands on top of it (image projection, free vectors,
-prototype net) at `head_lr`; decay falls on matrices and embeddings only, decided by what a parameter is and
-not by a pattern in its name that a norm could match.
+prototype net) at `head_lr`; a vision tower that trains, as ViXML's does not, at `vision_lr`. Decay falls on
+matrices and embeddings only, decided by what a parameter is and not by a pattern in its name that a norm
+could match.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ DECAYED = ("kernel", "embedding", "position_embeddings", "token_type_embeddings"
 def make(
     *,
     lr: float,
+    vision_lr: float,
     head_lr: float,
     weight_decay: float,
     warmup_steps: int,
@@ -34,6 +36,7 @@ def make(
         optax.partition(
             {
                 "tower": optax.scale_by_learning_rate(schedule(lr, warmup_steps, total_steps)),
+                "vision": optax.scale_by_learning_rate(schedule(vision_lr, warmup_steps, total_steps)),
                 "head": optax.scale_by_learning_rate(schedule(head_lr, warmup_steps, total_steps)),
             },
             groups,
@@ -57,10 +60,9 @@ def schedule(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule
 
 
 def groups(params: Any) -> Any:
-    """Returns "tower" or "head" for every leaf of `params`."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: "tower" if path_names(path)[:2] == ("tower", "text") else "head", params
-    )
+    """Returns "tower", "vision" or "head" for every leaf of `params`."""
+    names: dict[tuple[str, ...], str] = {("tower", "text"): "tower", ("tower", "vision"): "vision"}
+    return jax.tree_util.tree_map_with_path(lambda path, _: names.get(path_names(path)[:2], "head"), params)
 
 
 def decay_mask(params: Any) -> Any:

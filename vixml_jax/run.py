@@ -142,12 +142,13 @@ def start(config: ConfigDict, dataset: XmcDataset, workdir: Path, mesh: Mesh) ->
         num_queries=len(dataset.train),
         dataset=dataset.fingerprint,
         base_fingerprint=banks_lib.tower_fingerprint(config.text.checkpoint),
+        vision_fingerprint=banks_lib.tower_fingerprint(config.vision.checkpoint),
         layout=layout.to_json(),
         longest=layout.longest(config),
         image_features=features,
     )
     files.write_json(workdir / MODEL, dataclasses.asdict(spec))
-    graphdef, params, frozen = model_factory.split(model, spec.train)
+    graphdef, params, frozen = model_factory.split(model, spec.train, spec.vision_train)
     return Run(
         config, workdir, mesh, dataset, banks, spec, graphdef, frozen, make_embedder(config, graphdef, mesh)
     ), params
@@ -217,13 +218,15 @@ def load_model(workdir: Path, mesh: Mesh) -> TrainedModel:
         )
     config = config_lib.load(workdir / "config.json")
     spec = _read_spec(workdir)
-    if spec.base and banks_lib.tower_fingerprint(spec.base["checkpoint"]) != spec.base["fingerprint"]:
-        raise UserError(
-            "the checkpoint under the run's adapters has changed since it was trained",
-            file=spec.base["checkpoint"],
-            fix="bring back the files of that time",
-        )
-    graphdef, params, frozen = model_factory.split(model_factory.rebuild(spec), spec.train)
+    for base in filter(None, (spec.base, spec.vision and spec.vision["base"])):
+        if banks_lib.tower_fingerprint(base["checkpoint"]) != base["fingerprint"]:
+            raise UserError(
+                "the checkpoint under the run's adapters has changed since it was trained",
+                file=base["checkpoint"],
+                fix="bring back the files of that time",
+            )
+    model = model_factory.rebuild(spec)
+    graphdef, params, frozen = model_factory.split(model, spec.train, spec.vision_train)
     with Checkpointer(workdir) as checkpointer:
         params, tables = checkpointer.restore_model(params, empty_tables(spec, mesh))
         step = checkpointer.latest_step()

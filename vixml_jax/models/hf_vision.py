@@ -25,6 +25,7 @@ from vixml_jax.models.hf_layouts import (
     layer_norm,
     linear,
 )
+from vixml_jax.models.own_vision import OWN_VISION
 from vixml_jax.models.vision import RESAMPLING, VisionConfig
 
 _HALF = (0.5, 0.5, 0.5)
@@ -272,4 +273,5 @@ VISION_FAMILIES: dict[str, Family] = {
     "siglip2_vision_model": _siglip2,
     "clip": _clip_within,
     "clip_vision_model": _clip,
+    **OWN_VISION,
 }

@@ -148,7 +148,12 @@ def vision_config(name_or_dir: str) -> VisionConfig:
 
 
 def load_vision_tower(
-    name_or_dir: str, dtype: DTypeLike = "float32", *, param_dtype: DTypeLike = "float32", seed: int = 0
+    name_or_dir: str,
+    dtype: DTypeLike = "float32",
+    *,
+    param_dtype: DTypeLike = "float32",
+    seed: int = 0,
+    remat: str = "none",
 ) -> VisionTower:
     """Loads a vision tower, its parameters placed on the mesh that is set, or on one over all devices.
 
@@ -157,6 +162,7 @@ def load_vision_tower(
       dtype: of the computation.
       param_dtype: of the parameters.
       seed: of a random preset.
+      remat: what the backward pass computes again: "none", "dots", "full".
 
     Returns:
       A tower: `tower(pixels)` maps float32 [B, H, W, 3] to float32 [B, V].
@@ -166,10 +172,11 @@ def load_vision_tower(
     """
     if name_or_dir.startswith(presets.RANDOM):
         config = presets.vision_preset(name_or_dir)
-        return random_tower(config, seed=seed, dtype=dtype, param_dtype=param_dtype)
+        return random_tower(config, seed=seed, dtype=dtype, param_dtype=param_dtype, remat=remat)
     directory = resolve(name_or_dir)
     family, config = _read_config(directory, VISION_FAMILIES)
-    return load_weights(directory, family, config, config, dtype=dtype, param_dtype=param_dtype)
+    options = {"dtype": dtype, "param_dtype": param_dtype, "remat": remat}
+    return load_weights(directory, family, config, config, **options)
 
 
 def tokenizer_dir(name_or_dir: str) -> Path | None:

@@ -20,7 +20,7 @@ _TUPLES = ("mean", "std")
 
 
 def _read(raw: dict[str, Any]) -> VisionConfig:
-    fields = {key: tuple(value) if key in _TUPLES else value for key, value in raw["tower"].items()}
+    fields: dict[str, Any] = {k: tuple(v) if k in _TUPLES else v for k, v in raw["tower"].items()}
     try:
         return VisionConfig(**fields)
     except TypeError as error:

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from vixml_jax import sharding
 from vixml_jax.models.layers import Linear, constrain
 from vixml_jax.models.text_tower import TextTower
+from vixml_jax.models.vision import VisionTower
 from vixml_jax.types import PackedTokens
 
 
@@ -121,14 +122,23 @@ class TwoTower(nnx.Module):
       text: the text tower.
       image_projection: maps image embeddings into the tower's input space; None without images.
       pooling: "mean" over all unmasked slots, prompt and images included, or "last".
+      vision: the vision tower, where it trains too: images then come as pixels, [M, H * W * 3]. None where
+        they come as the embeddings of a frozen one.
     """
 
-    def __init__(self, text: TextTower, image_projection: Linear | None = None, pooling: str = "mean"):
+    def __init__(
+        self,
+        text: TextTower,
+        image_projection: Linear | None = None,
+        pooling: str = "mean",
+        vision: VisionTower | None = None,
+    ):
         if pooling not in ("mean", "last"):
             raise ValueError(f"pooling={pooling!r}: give 'mean' or 'last'")
         self.text = text
         self.image_projection = image_projection
         self.pooling = pooling
+        self.vision = nnx.data(vision)
 
     @property
     def dim(self) -> int:
@@ -153,7 +163,7 @@ class TwoTower(nnx.Module):
             if self.image_projection is None:
                 raise ValueError("the items have images, but the model has no image projection")
             # Projected once per image, then handed to every device: there are far fewer images than slots.
-            images_MD = constrain(self.image_projection(jnp.asarray(tokens.images)), None, None)
+            images_MD = constrain(self.image_projection(self._features(tokens.images)), None, None)
             index_RT = jnp.asarray(tokens.image_index)
             slots_RTD = jnp.take(images_MD, jnp.maximum(index_RT, 0), axis=0, mode="clip")
             inputs_RTD = jnp.where(index_RT[..., None] >= 0, slots_RTD.astype(inputs_RTD.dtype), inputs_RTD)
@@ -162,3 +172,10 @@ class TwoTower(nnx.Module):
             inputs_RTD, jnp.asarray(tokens.segment_ids), jnp.asarray(tokens.positions)
         )
         return pool(hidden_RTD, jnp.asarray(tokens.item_index), num_items, self.pooling)
+
+    def _features(self, images: jax.Array | np.ndarray) -> jax.Array:
+        """The embeddings of images by the vision tower, [M, V]."""
+        if self.vision is None:
+            return jnp.asarray(images)
+        size = self.vision.config.image_size
+        return self.vision.embed(jnp.asarray(images).reshape(-1, size, size, 3))
