@@ -39,8 +39,8 @@ LEVELS: dict[int, dict[str, tuple[str, ...]]] = {
     },
     TRAINING: {
         "training": (
-            *("banks", "centroids", "checkpoint", "embedding", "model_factory", "optim", "run"),
-            *("label_changes", "search", "train_state", "train_step"),
+            *("banks", "centroids", "checkpoint", "classifier_stage", "classifiers", "embedding"),
+            *("label_changes", "model_factory", "optim", "run", "search", "train_state", "train_step"),
         ),
     },
     PARTS: {

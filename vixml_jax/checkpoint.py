@@ -42,9 +42,11 @@ class Checkpointer:
         if self.latest_step() == step:
             return
         training = {"step": state.step, "opt_state": state.opt_state}
-        self._orbax.save_checkpointables_async(
-            step, {"params": state.params, "tables": state.tables, "training": training}
-        )
+        self.save_parts({"params": state.params, "tables": state.tables, "training": training}, step)
+
+    def save_parts(self, parts: dict[str, Any], step: int) -> None:
+        """Starts writing trees of arrays by name, and returns before they are on disk."""
+        self._orbax.save_checkpointables_async(step, parts)
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest complete checkpoint, None where there is none."""
@@ -58,26 +60,21 @@ class Checkpointer:
           UserError: if it does not fit the config's model and dataset.
         """
         training = {"step": like.step, "opt_state": like.opt_state}
-        parts = self._load({"params": like.params, "tables": like.tables, "training": training})
+        parts = self.restore_parts({"params": like.params, "tables": like.tables, "training": training})
         training = parts["training"]
         return TrainState(training["step"], parts["params"], training["opt_state"], parts["tables"])
 
     def restore_model(self, params: Tree, tables: Any) -> tuple[Tree, Any]:
         """Reads only what prediction needs: parameters and tables, like those given."""
-        parts = self._load({"params": params, "tables": tables})
+        parts = self.restore_parts({"params": params, "tables": tables})
         return parts["params"], parts["tables"]
 
-    def close(self) -> None:
-        """Waits until everything is on disk."""
-        self._orbax.close()
+    def restore_parts(self, like: dict[str, Any]) -> dict[str, Any]:
+        """Reads those parts of the newest checkpoint that `like` names, into its shapes and shardings.
 
-    def __enter__(self) -> Checkpointer:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
-
-    def _load(self, like: dict[str, Any]) -> dict[str, Any]:
+        Raises:
+          UserError: if there is no checkpoint, or it does not fit.
+        """
         step = self.latest_step()
         if step is None:
             raise UserError("no checkpoint", file=self._root, fix="train first: `vixml train`")
@@ -92,3 +89,13 @@ class Checkpointer:
                 file=self._root,
                 fix="use the config and dataset that it was made with",
             ) from error
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._orbax.close()
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()

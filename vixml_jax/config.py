@@ -23,6 +23,7 @@ FREE_TO_CHANGE = (
     "checkpoint",
     "eval",
     "retrieval",
+    "classifier",
     "mesh",
     "dataset.dir",
     "dataset.cache_dir",
@@ -125,6 +126,15 @@ def base() -> ConfigDict:
     train.row_length = 64  # slots of a packed row; at least the longest item
     train.log_every = 10  # steps
 
+    config.classifier = classifier = ConfigDict()
+    classifier.epochs = 0  # of a second stage on the finished tower: a vector a label; 0 = none. NGAME: 100
+    classifier.lr = 1e-3  # Adam, peak; warm-up and decay as the optimizer's. NGAME
+    classifier.batch_size = 2048  # queries; NGAME
+    classifier.shortlist = 100  # labels near a training query, found once by the index; NGAME 300
+    classifier.negatives = 5  # of them drawn into a batch, a query
+    classifier.hardest = 3  # negatives of a query in the triplet; NGAME
+    classifier.margin = 0.2  # of the triplet, fixed; NGAME
+
     config.mesh = mesh = ConfigDict()
     mesh.data = -1  # -1 = all devices that are left
     mesh.fsdp = 1
@@ -143,6 +153,7 @@ def base() -> ConfigDict:
     retrieval.query_weight = 0.0  # of near training queries, which hand their labels on; 0 = off, ViXML 0.1
     retrieval.temperature = 0.05  # of the softmax over labels and training queries found together
     retrieval.neighbours = 100  # training queries found a query
+    retrieval.classifier_weight = 0.5  # of the classifiers' score in a label's score, where there are any
 
     config.eval = evaluation = ConfigDict()
     evaluation.every = 0  # epochs between evaluations while training; 0 = only at the end
@@ -165,6 +176,8 @@ def shrink(config: ConfigDict) -> None:
     config.train.log_every = 1
     config.mining.start = 1
     config.mining.every = 1
+    config.classifier.epochs = min(config.classifier.epochs, 2)
+    config.classifier.batch_size = 64
     config.retrieval.kind = "exact"
 
 
@@ -227,16 +240,18 @@ def validate(config: ConfigDict) -> None:
                 "vision.lora_rank", "mining.size", "mining.every", "train.log_every", "retrieval.k",
                 "retrieval.neighbours",
                 "loss.negatives", "prototype.free_vectors", "eval.items_per_call", "vision.batch_size",
-                "checkpoint.keep"):  # fmt: skip
+                "checkpoint.keep", "classifier.batch_size", "classifier.shortlist",
+                "classifier.negatives", "classifier.hardest"):  # fmt: skip
         if get(config, key) < 1:
             raise UserError(f"config.{key}={get(config, key)}", fix="give at least 1")
     for key in ("train.epochs", "vision.images", "text.layers", "checkpoint.every_steps", "eval.every",
                 "train.seed", "dataset.max_train", "dataset.max_test", "optimizer.warmup_steps",
-                "optimizer.weight_decay", "optimizer.clip_norm", "retrieval.dims"):  # fmt: skip
+                "optimizer.weight_decay", "optimizer.clip_norm", "retrieval.dims",
+                "classifier.epochs", "classifier.margin"):  # fmt: skip
         if get(config, key) < 0:
             raise UserError(f"config.{key}={get(config, key)}", fix="give 0 or more")
     for key in ("loss.temperature", "retrieval.temperature", "optimizer.lr", "optimizer.head_lr",
-                "optimizer.eps", "dataset.B"):  # fmt: skip
+                "classifier.lr", "optimizer.eps", "dataset.B"):  # fmt: skip
         if not 0 < get(config, key) < math.inf:
             raise UserError(f"config.{key}={get(config, key)}", fix="give a number above 0")
     if not 0 <= config.prototype.dropout < 1:
@@ -271,6 +286,11 @@ def validate(config: ConfigDict) -> None:
     if not 0 <= config.dataset.holdout < 1:
         raise UserError(
             f"config.dataset.holdout={config.dataset.holdout}", fix="give a share from 0 up to below 1"
+        )
+    if not 0 <= config.retrieval.classifier_weight <= 1:
+        raise UserError(
+            f"config.retrieval.classifier_weight={config.retrieval.classifier_weight}",
+            fix="give a share from 0 to 1",
         )
     if not 0 <= config.retrieval.query_weight < 1:
         raise UserError(

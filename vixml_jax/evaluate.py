@@ -10,6 +10,10 @@ Examples:
   vixml eval --workdir=runs/demo
   vixml eval --workdir=runs/picto --modalities
   vixml eval --workdir=runs/picto --config=configs/picto_tags.py --config.retrieval.kind=exact
+  vixml eval --workdir=runs/shelf --config=configs/picto_tags.py --config.train.epochs=0
+
+With --config.train.epochs=0 and a workdir that is not there yet, the tower is evaluated off the shelf, the
+labels by their texts alone; `text.query_prompt` takes the instruction that such a model wants for queries.
 
 A config that is given may differ from the run's in what training does not depend on (retrieval, eval, mesh,
 where data lies), and becomes that of the workdir.
@@ -26,8 +30,8 @@ import scipy.sparse
 from absl import flags
 from flax import nnx
 
+from vixml_jax import classifier_stage, classifiers, distributed, files, metrics, score, sharding
 from vixml_jax import config as config_lib
-from vixml_jax import distributed, files, metrics, score, sharding
 from vixml_jax import run as run_lib
 from vixml_jax.data.items import ItemBank
 from vixml_jax.errors import UserError
@@ -48,6 +52,12 @@ def main() -> int:
     if not flags.FLAGS.workdir:
         raise UserError("eval needs --workdir", fix="give the directory that `vixml train` filled")
     workdir, config = Path(flags.FLAGS.workdir), flags.FLAGS.config
+    if config is not None and not config.train.epochs and not (workdir / run_lib.MODEL).exists():
+        from vixml_jax.train import train  # which evaluates by this module, and so cannot be imported above
+
+        train(config, workdir)  # of no epochs: what there is to evaluate is the start
+        if not flags.FLAGS.modalities:
+            return 0
     if not (workdir / "config.json").is_file():
         raise UserError(
             "not a run's directory", file=workdir, fix="give a --workdir that `vixml train` filled"
@@ -59,10 +69,11 @@ def main() -> int:
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     with sharding.use(mesh):
         run, model = run_lib.load(config, workdir, mesh)
+        vectors_LD = classifier_stage.load(config, workdir, model.spec, model.step, mesh)
         if flags.FLAGS.modalities:
-            write_modalities(run, modality_matrix(run, model.params, model.tables))
+            write_modalities(run, modality_matrix(run, model.params, model.tables, vectors_LD))
         else:
-            write(run, evaluate(run, model.params, model.tables), model.step)
+            write(run, evaluate(run, model.params, model.tables, vectors_LD), model.step)
     return 0
 
 
@@ -105,31 +116,41 @@ def search_embeddings(
 
 
 def build_searcher(
-    run: Run, params: nnx.State, tables: Tables, label_bank: ItemBank | None = None
+    run: Run,
+    params: nnx.State,
+    tables: Tables,
+    label_vectors_LD: np.ndarray | None = None,
+    label_bank: ItemBank | None = None,
 ) -> tuple[Searcher, np.ndarray]:
     """Embeds the labels and, where they are searched too, the training queries; builds the indexes.
 
     Args:
       run, params, tables: of the checkpoint.
+      label_vectors_LD: its classifiers; their scores are mixed with those of the label embeddings.
       label_bank: the labels in another guise than the run's.
 
     Returns:
       The indexes, and the label embeddings float32 [L, D].
     """
     labels_LD, train_queries_ND = search_embeddings(run, params, tables, label_bank)
-    targets = run.dataset.train_targets
-    return Searcher.build(labels_LD, train_queries_ND, targets, run.config.retrieval), labels_LD
+    settings, targets = run.config.retrieval, run.dataset.train_targets
+    searched_LD = classifiers.mixed(labels_LD, label_vectors_LD, settings.classifier_weight)
+    return Searcher.build(searched_LD, train_queries_ND, targets, settings), labels_LD
 
 
-def evaluate(run: Run, params: nnx.State, tables: Tables) -> Evaluation:
-    """Embeds, retrieves and scores the test split."""
-    searcher, labels_LD = build_searcher(run, params, tables)
+def evaluate(
+    run: Run, params: nnx.State, tables: Tables, label_vectors_LD: np.ndarray | None = None
+) -> Evaluation:
+    """Embeds, retrieves and scores the test split, with the classifiers' scores where they are given."""
+    searcher, labels_LD = build_searcher(run, params, tables, label_vectors_LD)
     queries_ND = run.embedder.queries(params, run.frozen, run.banks.test, "embed test queries")
     figures, predictions = retrieve_and_score(run, searcher, queries_ND, len(labels_LD))
     return Evaluation(figures, predictions, queries_ND, labels_LD, searcher)
 
 
-def modality_matrix(run: Run, params: nnx.State, tables: Tables) -> dict[str, dict[str, float]]:
+def modality_matrix(
+    run: Run, params: nnx.State, tables: Tables, label_vectors_LD: np.ndarray | None = None
+) -> dict[str, dict[str, float]]:
     """Evaluates {text, text+image} queries against {text, text+image} labels.
 
     Training queries, where they are searched too, keep their pictures: they are known beforehand.
@@ -152,7 +173,7 @@ def modality_matrix(run: Run, params: nnx.State, tables: Tables) -> dict[str, di
     }
     matrix = {}
     for label_name, guise in guises.items():
-        searcher, labels_LD = build_searcher(run, params, tables, guise(run.banks.labels))
+        searcher, labels_LD = build_searcher(run, params, tables, label_vectors_LD, guise(run.banks.labels))
         for query_name, queries_ND in queries.items():
             figures, _ = retrieve_and_score(run, searcher, queries_ND, len(labels_LD))
             matrix[f"{query_name}/{label_name}"] = figures

@@ -151,7 +151,8 @@ def create(
         dim=text.dim,
         image_dim=0 if image_features is None else image_features.shape[1],
         pooling=config.text.pooling,
-        prototype=config.prototype.kind,
+        # Off the shelf a label is its text: a prototype net that never trains would only add noise.
+        prototype=config.prototype.kind if config.train.epochs else "none",
         num_vectors=sharding.round_up(
             min(config.prototype.free_vectors, num_labels), sharding.TABLE_ROWS_MULTIPLE
         ),

@@ -28,7 +28,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from vixml_jax import banks as banks_lib
-from vixml_jax import data, evaluate, files, retrieval, sharding
+from vixml_jax import classifier_stage, classifiers, data, evaluate, files, retrieval, sharding
 from vixml_jax import run as run_lib
 from vixml_jax.data import query_lines
 from vixml_jax.data.items import ItemBank
@@ -182,6 +182,10 @@ class XmcModel:
         with sharding.use(self._mesh):
             run = run_lib.with_banks(model, model.config, dataset, self._workdir, self._mesh)
             labels_LD, queries_ND = evaluate.search_embeddings(run, model.params, model.tables)
+            vectors_LD = classifier_stage.load(
+                model.config, self._workdir, model.spec, model.step, self._mesh
+            )
+        labels_LD = classifiers.mixed(labels_LD, vectors_LD, model.config.retrieval.classifier_weight)
         if changes:
             rows_LD = np.zeros((changes.total, labels_LD.shape[1]), np.float32)
             rows_LD[: len(labels_LD)] = labels_LD

@@ -74,16 +74,10 @@ class Searcher:
 
         whole_queries_ND, train_queries_ND = train_queries_ND, prefix(train_queries_ND, settings.dims)
 
-        def index(embeddings: np.ndarray, k: int) -> Index:
-            options: dict[str, Any] = {"dtype": settings.dtype}
-            if settings.kind == "scann":
-                options = {"sample_queries": train_queries_ND}
-            return retrieval.build(
-                embeddings, kind=settings.kind, target_recall=settings.target_recall, k=k, **options
-            )
-
-        neighbours = index(train_queries_ND, settings.neighbours) if settings.query_weight else None
-        labels = index(prefix(labels_LD, settings.dims), settings.k)
+        neighbours = None
+        if settings.query_weight:
+            neighbours = make_index(train_queries_ND, settings, settings.neighbours, train_queries_ND)
+        labels = make_index(prefix(labels_LD, settings.dims), settings, settings.k, train_queries_ND)
         if settings.kind != "scann":  # which has measured itself while it was tuned
             labels.measured.update(_measure(labels, labels_LD, whole_queries_ND, settings))
         return cls(labels, neighbours, train_targets, settings, changes or {})
@@ -173,6 +167,16 @@ def prefix(embeddings_ND: np.ndarray, dims: int) -> np.ndarray:
             f"config.retrieval.dims={dims}", fix=f"embeddings have {embeddings_ND.shape[1]} dimensions"
         )
     return normalized(embeddings_ND[:, :dims])
+
+
+def make_index(embeddings: np.ndarray, settings: ConfigDict, k: int, sample_queries: np.ndarray) -> Index:
+    """Builds the kind of index that `config.retrieval` asks for; ScaNN is tuned on `sample_queries`."""
+    options: dict[str, Any] = {"dtype": settings.dtype}
+    if settings.kind == "scann":
+        options = {"sample_queries": sample_queries}
+    return retrieval.build(
+        embeddings, kind=settings.kind, target_recall=settings.target_recall, k=k, **options
+    )
 
 
 def _measure(

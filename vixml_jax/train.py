@@ -23,7 +23,7 @@ from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict
 
-from vixml_jax import centroids, distributed, evaluate, metrics, mining, optim, sharding
+from vixml_jax import centroids, classifier_stage, distributed, evaluate, metrics, mining, optim, sharding
 from vixml_jax import config as config_lib
 from vixml_jax import run as run_lib
 from vixml_jax.checkpoint import Checkpointer
@@ -60,7 +60,9 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
         prepare_demo(config.dataset.dir, config.dataset.demo_queries)
     dataset = run_lib.open_dataset(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    check_batch_size(config.train.batch_size, mesh)
+    check_batch_size(config, "train", mesh)
+    if config.classifier.epochs:
+        check_batch_size(config, "classifier", mesh)
 
     with sharding.use(mesh), Checkpointer(workdir, config.checkpoint.keep) as checkpointer:
         run, params = run_lib.start(config, dataset, workdir, mesh)
@@ -131,17 +133,20 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
                 if is_due(config.eval.every, epoch + 1) and epoch + 1 < config.train.epochs:
                     tracker.log_evaluation(step, evaluate.evaluate(run, state.params, state.tables).figures)
                 checkpointer.save(state, step)
-            result = evaluate.evaluate(run, state.params, state.tables)
+            vectors_LD = None
+            if config.classifier.epochs:
+                vectors_LD = classifier_stage.train(run, state.params, state.tables, step, tracker.log)
+            result = evaluate.evaluate(run, state.params, state.tables, vectors_LD)
             tracker.log_evaluation(step, result.figures)
         return evaluate.write(run, result, step)
 
 
-def check_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> None:
+def check_batch_size(config: ConfigDict, section: str, mesh: jax.sharding.Mesh) -> None:
     """Every device takes the same number of queries."""
-    shards = sharding.num_row_shards(mesh)
+    batch_size, shards = config[section].batch_size, sharding.num_row_shards(mesh)
     if batch_size % shards:
         raise UserError(
-            f"config.train.batch_size={batch_size} does not split over {shards} devices (data x fsdp)",
+            f"config.{section}.batch_size={batch_size} does not split over {shards} devices (data x fsdp)",
             fix=f"give a multiple of {shards}, such as {sharding.round_up(batch_size, shards)}",
         )
 
@@ -172,9 +177,11 @@ def first_tables(run: Run, params: nnx.State) -> tuple[nnx.State, Tables]:
     texts_LD = run.embedder.pooled(params, run.frozen, run.banks.labels, "embed labels")
     queries_ND = run.embedder.queries(params, run.frozen, run.banks.train)
     prototype = run.config.prototype
+    if run.spec.prototype == "none":
+        return params, run.make_tables(np.zeros(len(texts_LD), np.int32), queries_ND)
     num_vectors = min(prototype.free_vectors, run.spec.num_labels)
     clusters_L = mining.balanced_clusters_into(texts_LD, num_vectors, jax.random.key(run.config.train.seed))
-    if prototype.kind != "none" and prototype.init == "labels":
+    if prototype.init == "labels":
         shape = (len(clusters_L), run.spec.num_vectors)
         membership = scipy.sparse.csr_matrix((np.ones(shape[0]), (np.arange(shape[0]), clusters_L)), shape)
         means_CD = centroids.label_centroids(texts_LD, membership)
