@@ -11,6 +11,7 @@ shortlist (docs/notation.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import flax.struct
 import jax
@@ -82,7 +83,7 @@ def create(labels_LD: Float[np.ndarray, "L D"], mesh: Mesh) -> ClassifierState:
 
 
 def compile_step(
-    state: ClassifierState, *, schedule: Callable[[Array], Array], margin: float, hardest: int, seed: int
+    state: ClassifierState, *, schedule: Callable[[Array], Any], margin: float, hardest: int, seed: int
 ) -> Step:
     """Jits a step; the state is donated and keeps its shardings.
 
