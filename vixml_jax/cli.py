@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "embed": ("vixml_jax.embed", "export embeddings of train, test, labels or any JSONL"),
     "index": ("vixml_jax.index_labels", "build the label index, add labels to it or take some out"),
     "predict": ("vixml_jax.predict", "label new queries: JSONL in, JSONL out"),
+    "serve": ("vixml_jax.serve", "answer over HTTP, with a start page"),
     "report": (
         "vixml_jax.report",
         "one page: figures, curves, examples with their pictures, embedding map",

@@ -26,11 +26,12 @@ from typing import IO, Any
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
+from PIL import Image
 
 from vixml_jax import banks as banks_lib
 from vixml_jax import classifier_stage, classifiers, data, evaluate, files, retrieval, sharding
 from vixml_jax import run as run_lib
-from vixml_jax.data import query_lines
+from vixml_jax.data import pictures, query_lines
 from vixml_jax.data.items import ItemBank
 from vixml_jax.data.packing import Template
 from vixml_jax.data.pictures import Picture
@@ -120,6 +121,11 @@ class XmcModel:
     def dim(self) -> int:
         """Size of the embeddings."""
         return self._model.spec.dim
+
+    @property
+    def name(self) -> str:
+        """Name of the run's directory."""
+        return self._workdir.resolve().name
 
     @property
     def uses_images(self) -> bool:
@@ -275,8 +281,8 @@ class XmcModel:
         """Embeds changed labels; one of the dataset keeps its free vector and centroid, whatever its text."""
         records = [dataclasses.asdict(change) for change in changes]
         rows = [change.number if change.number < self.changes.num_known else -1 for change in changes]
-        texts, pictures = self._texts(records), [self.changes.pictures(change) for change in changes]
-        return self._encode_labels(texts, pictures, np.array(rows, np.int64))
+        images = [self.changes.pictures(change) for change in changes]
+        return self._encode_labels(self.texts_of(records), images, np.array(rows, np.int64))
 
     def _added(self, searcher: Searcher) -> np.ndarray:
         """The embeddings of changed labels that are not in the index, by number; computed where not kept."""
@@ -290,9 +296,17 @@ class XmcModel:
         rows = [kept[change.number, change.fingerprint] for change in pending]
         return np.stack(rows) if rows else np.zeros((0, self.dim), np.float32)
 
+    def fitted_picture(self, picture: Picture) -> Image.Image | None:
+        """Unpacks a picture and makes it as small as the run will read it; None if it cannot be read."""
+        image = pictures.decode(picture)
+        if image is None:
+            return None
+        preprocessing = banks_lib.vision_tower(self._model.config).preprocessing
+        return pictures.fitted(image, preprocessing["size"], preprocessing.get("resampling", "bicubic"))
+
     def encode_records(self, queries: Sequence[dict[str, Any]]) -> np.ndarray:
         """Embeds records as `query_lines.read_queries` yields them, float32 [N, D]."""
-        return self.encode_queries(self._texts(queries), [query["images"] for query in queries])
+        return self.encode_queries(self.texts_of(queries), [query["images"] for query in queries])
 
     def predict(
         self,
@@ -313,8 +327,8 @@ class XmcModel:
     def predict_records(self, queries: Iterator[dict[str, Any]], k: int) -> Iterator[dict[str, Any]]:
         """Yields an output record for each of `query_lines.read_queries`, in order, a chunk at a time."""
         for chunk in chunks(queries):
-            pictures = [query["images"] for query in chunk]
-            ids, scores = self.predict(self._texts(chunk), pictures, k, progress=False)
+            images = [query["images"] for query in chunk]
+            ids, scores = self.predict(self.texts_of(chunk), images, k, progress=False)
             there = np.unique(ids[ids >= 0])
             names = dict(zip(there.tolist(), self.label_names(there), strict=True))
             for query, row_ids, row_scores in zip(chunk, ids, scores, strict=True):
@@ -327,7 +341,8 @@ class XmcModel:
                     ],
                 }
 
-    def _texts(self, queries: Sequence[dict[str, Any]]) -> list[str]:
+    def texts_of(self, queries: Sequence[dict[str, Any]]) -> list[str]:
+        """Returns the texts that the run reads of records with "title" and "content"."""
         fields = self._model.config.dataset.fields
         return [" ".join(filter(None, (query[field] for field in fields))) for query in queries]
 
@@ -350,10 +365,10 @@ class XmcModel:
         tokenizer = model.layout.tokenizer(model.tokenizer)
         values, lengths = tokenizer.encode_batch(list(texts), model.config.text.max_tokens)
         tokens = Ragged(values, np.concatenate([[0], np.cumsum(lengths)]))
-        pictures = None
+        image_bank = None
         if self.uses_images and images is not None:
-            pictures = banks_lib.pictures_in_memory(model.config, images)
-        bank = ItemBank(tokens, template, pictures, model.config.vision.images if pictures else 0)
+            image_bank = banks_lib.pictures_in_memory(model.config, images)
+        bank = ItemBank(tokens, template, image_bank, model.config.vision.images if image_bank else 0)
         with sharding.use(self._mesh):
             return self._embedder.pooled(model.params, model.frozen, bank, title)
 

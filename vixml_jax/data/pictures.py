@@ -36,6 +36,11 @@ def decode(picture: Picture) -> Image.Image | None:
         return None
 
 
+def fitted(image: Image.Image, size: int, resampling: str = "bicubic") -> Image.Image:
+    """Resizes a picture to fit a square of `size`; one that fits already stays as it is."""
+    return ImageOps.contain(image, (size, size), Image.Resampling[resampling.upper()])
+
+
 def to_pixels(
     image: Image.Image,
     size: int,
@@ -55,9 +60,9 @@ def to_pixels(
     Returns:
       float32 [size, size, 3].
     """
-    fitted = ImageOps.contain(image, (size, size), Image.Resampling[resampling.upper()])
+    inner = fitted(image, size, resampling)
     square = Image.new("RGB", (size, size), WHITE)
-    square.paste(fitted, ((size - fitted.width) // 2, (size - fitted.height) // 2))
+    square.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
     values = np.asarray(square, np.float32) / 255
     return (values - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
 
