@@ -34,7 +34,7 @@ LEVELS: dict[int, dict[str, tuple[str, ...]]] = {
                 "report",
                 "report_charts",
             ),
-            *("report_runs", "score", "tables", "train"),
+            *("report_runs", "score", "serve", "serving", "tables", "train"),
         ),
     },
     TRAINING: {

@@ -178,7 +178,11 @@ def picture_bank(
 
 def pictures_in_memory(config: ConfigDict, images: Sequence[Sequence[Picture]]) -> image_bank.ImageBank:
     """Embeds the pictures of new items: paths, bytes or PIL images; what cannot be read counts as missing."""
-    return image_bank.build([item[: config.vision.images] for item in images], vision_tower(config))
+    used = [item[: config.vision.images] for item in images]
+    tower, count = vision_tower(config), sum(map(len, used))
+    # A service asks for one picture at a time: a power of two of them makes few shapes.
+    size = min(1 << max(count - 1, 0).bit_length(), tower.batch_size)
+    return image_bank.build(used, dataclasses.replace(tower, batch_size=size))
 
 
 def vision_tower(config: ConfigDict) -> image_bank.FrozenTower:

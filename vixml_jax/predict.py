@@ -103,6 +103,7 @@ class XmcModel:
         self._searcher: Searcher | None = None
         self._dataset: data.dataset.XmcDataset | None = None
         self._changes: LabelChanges | None = None
+        self._embedded: dict[tuple[int, str], np.ndarray] = {}  # changed labels, by number and fingerprint
         self._label_texts: retrieval.index.Index | None = None
         self._known: dict[str, int] | None = None
 
@@ -287,13 +288,13 @@ class XmcModel:
     def _added(self, searcher: Searcher) -> np.ndarray:
         """The embeddings of changed labels that are not in the index, by number; computed where not kept."""
         pending = [change for change in searcher.pending(self.changes) if not change.removed]
-        kept = load_added(self._workdir, self._model.step)
+        kept = load_added(self._workdir, self._model.step) | self._embedded
         missing = [change for change in pending if (change.number, change.fingerprint) not in kept]
-        kept |= {
+        self._embedded = kept | {
             (change.number, change.fingerprint): row
             for change, row in zip(missing, self._encode_changed(missing), strict=True)
         }
-        rows = [kept[change.number, change.fingerprint] for change in pending]
+        rows = [self._embedded[change.number, change.fingerprint] for change in pending]
         return np.stack(rows) if rows else np.zeros((0, self.dim), np.float32)
 
     def fitted_picture(self, picture: Picture) -> Image.Image | None:

@@ -1,13 +1,13 @@
 """Serves a trained run over HTTP: `vixml serve --workdir=runs/demo/vixml --port=8000`.
 
-The start page at / takes a title and pictures and shows the labels. POST /predict takes JSON, with pictures as
-base64, or multipart/form-data; requests that come together are computed together. /healthz says that it lives,
-/metrics what it does (Prometheus). docs/serving.md has the details and the limits.
+The start page at / takes a title and pictures and shows the labels. POST /predict takes JSON, with pictures
+as base64, or multipart/form-data; requests that come together are computed together. /healthz says that it
+lives, /metrics what it does (Prometheus). docs/serving.md has the details and the limits.
 
-It listens on this machine alone unless --host says otherwise, and then without encryption: put it behind a proxy.
-With the environment variable VIXML_TOKEN, or --token_file, clients must send "Authorization: Bearer TOKEN". The
-index, and labels added by `vixml index`, are those of the start: start again after changes. Needs the extra
-`serve`: pip install 'vixml-jax[serve]'.
+It listens on this machine alone unless --host says otherwise, and then without encryption: put it behind a
+proxy. With the environment variable VIXML_TOKEN, or --token_file, clients must send "Authorization: Bearer
+TOKEN". The index, and labels added by `vixml index`, are those of the start: start again after changes. Needs
+the extra `serve`: pip install 'vixml-jax[serve]'.
 
 Examples:
   vixml serve --workdir=runs/demo/vixml
@@ -41,14 +41,17 @@ def define_flags() -> None:
     limits = Limits()
     flags.DEFINE_string("workdir", None, "Directory of the run")
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 for all of this machine")
-    flags.DEFINE_integer("port", 8000, "Port to listen on; 0 for a free one", lower_bound=0, upper_bound=65535)
+    flags.DEFINE_integer(
+        "port", 8000, "Port to listen on; 0 for a free one", lower_bound=0, upper_bound=65535
+    )
     flags.DEFINE_string("token_file", None, f"File with the token of clients; else that in {TOKEN}, if any")
     flags.DEFINE_integer("max_body", limits.body_bytes, "Bytes of a request", lower_bound=1)
     flags.DEFINE_integer("max_pixels", limits.image_pixels, "Pixels of a picture", lower_bound=1)
     flags.DEFINE_integer("max_k", limits.k, "Labels that a request may ask for", lower_bound=1)
     flags.DEFINE_integer("max_batch", limits.batch, "Queries computed together", lower_bound=1)
     flags.DEFINE_integer("max_queue", limits.queue, "Queries that may wait", lower_bound=1)
-    flags.DEFINE_float("max_wait_ms", 1e3 * limits.wait_seconds, "Milliseconds an idle service waits for more queries", lower_bound=0)  # fmt: skip
+    wait = 1e3 * limits.wait_seconds
+    flags.DEFINE_float("max_wait_ms", wait, "Milliseconds an idle service waits for company", lower_bound=0)
 
 
 def main() -> int:

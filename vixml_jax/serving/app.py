@@ -31,7 +31,7 @@ from vixml_jax.predict import XmcModel
 from vixml_jax.serving.batching import Batcher, Full
 from vixml_jax.serving.label_pictures import LabelPictures
 from vixml_jax.serving.limits import Limits
-from vixml_jax.serving.requests import Query, Refused, read_query
+from vixml_jax.serving.requests import Held, Query, Refused, read_query
 
 PAGE = "page.html"
 # Pictures unpacked at the same time: each may take 4 bytes a pixel for a moment.
@@ -55,6 +55,7 @@ class Service:
     def __init__(self, model: XmcModel, limits: Limits, token: str | None = None):
         self._model, self._limits, self._token = model, limits, token
         self._started = time.time()
+        self._held = Held(limits.held_bytes)
         self._unpacking = anyio.CapacityLimiter(UNPACKED_AT_ONCE)
         self._pictures = LabelPictures(model.dataset, model.changes)
         self._page = importlib.resources.files("vixml_jax.serving").joinpath(PAGE).read_text("utf-8")
@@ -111,19 +112,20 @@ class Service:
     async def _predict(self, request: Request) -> Response:
         self._authorise(request)
         with self._seconds.time():
-            query = await read_query(request, self._limits)
-            if query.images and not self._model.uses_images:
-                raise Refused(HTTPStatus.BAD_REQUEST, "this run was trained without pictures: send a text alone")
-            images = await self._unpacked(query)
+            with self._held.claim() as count:
+                query = await read_query(request, self._limits, count)
+                if query.images and not self._model.uses_images:
+                    raise Refused(
+                        HTTPStatus.BAD_REQUEST, "this run was trained without pictures: send a text alone"
+                    )
+                images = await self._unpacked(query)
             (text,) = self._model.texts_of([{"title": query.title, "content": query.content}])
             # A run that reads another field than the one that was given still has something to go by.
             try:
                 async with asyncio.timeout(self._limits.answer_seconds):
                     labels = await self._batcher.ask((text or query.title, images, query.k))
             except (Full, TimeoutError):
-                return _problem(
-                    HTTPStatus.SERVICE_UNAVAILABLE, "too many requests wait", {"Retry-After": str(RETRY_AFTER)}
-                )
+                raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests wait") from None
             return JSONResponse({"labels": labels}, headers=HEADERS)
 
     async def _unpacked(self, query: Query) -> list[Image.Image]:
@@ -158,7 +160,9 @@ class Service:
 
     async def _metrics(self, request: Request) -> Response:
         self._authorise(request)
-        return Response(generate_latest(self._registry), headers={**HEADERS, "Content-Type": CONTENT_TYPE_LATEST})
+        return Response(
+            generate_latest(self._registry), headers={**HEADERS, "Content-Type": CONTENT_TYPE_LATEST}
+        )
 
     async def _info(self, request: Request) -> Response:
         self._authorise(request)
@@ -188,8 +192,9 @@ class Service:
     async def _start_page(self, _: Request) -> Response:
         nonce = secrets.token_urlsafe(16)
         policy = (
-            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src blob: data:; "
-            "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
+            "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+            "frame-ancestors 'none'"
         )
         headers = {**HEADERS, "Content-Security-Policy": policy}
         return Response(self._page.replace("$nonce", nonce), media_type="text/html", headers=headers)
@@ -230,8 +235,11 @@ def _problem(status: int, problem: str, headers: dict[str, str] | None = None) -
 
 def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
-    challenge = {"WWW-Authenticate": "Bearer"} if error.status == HTTPStatus.UNAUTHORIZED else None
-    return _problem(error.status, error.problem, challenge)
+    headers = {
+        HTTPStatus.UNAUTHORIZED: {"WWW-Authenticate": "Bearer"},
+        HTTPStatus.SERVICE_UNAVAILABLE: {"Retry-After": str(RETRY_AFTER)},
+    }
+    return _problem(error.status, error.problem, headers.get(error.status))
 
 
 def _http_error(_: Request, error: Exception) -> Response:

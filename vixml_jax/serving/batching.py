@@ -1,7 +1,7 @@
 """Concurrent requests into batches: one worker, a bounded queue.
 
-While a batch is computed the queue fills, and the next batch takes what is there; only a worker that is idle waits
-a moment for company. So a lone request is not slowed down, and many share the cost of a call.
+While a batch is computed the queue fills, and the next batch takes what is there; only a worker that is idle
+waits a moment for company. So a lone request is not slowed down, and many share the cost of a call.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ class Batcher(Generic[Query, Answer]):
                 continue
             self._on_batch(len(batch))
             try:
-                answers = await loop.run_in_executor(self._thread, self._answer, [query for query, _ in batch])
+                answers = await loop.run_in_executor(
+                    self._thread, self._answer, [query for query, _ in batch]
+                )
             except asyncio.CancelledError:
                 for _, future in batch:
                     future.cancel()

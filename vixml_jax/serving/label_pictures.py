@@ -34,7 +34,7 @@ class LabelPictures:
         self._thumbnail = functools.lru_cache(maxsize=KEPT)(self._make)
 
     def thumbnail(self, number: int) -> bytes | None:
-        """Returns a JPEG of at most SIZE x SIZE, None for a label without any picture or that there is not."""
+        """Returns a JPEG of at most SIZE x SIZE; None for no such label, or one without any picture."""
         if not 0 <= number < self._changes.total:
             return None
         return self._thumbnail(number)

@@ -11,6 +11,7 @@ class Limits:
 
     Attributes:
       body_bytes: of a request.
+      held_bytes: of all bodies that are in memory at a time.
       text_chars: of all texts of a query.
       images: pictures of a query.
       image_pixels: of a picture, known before it is unpacked.
@@ -23,6 +24,7 @@ class Limits:
     """
 
     body_bytes: int = 16_000_000
+    held_bytes: int = 400_000_000
     text_chars: int = 20_000
     images: int = 8
     image_pixels: int = 50_000_000

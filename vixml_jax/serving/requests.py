@@ -1,7 +1,8 @@
 """From the bytes of a request to a query; whatever is wrong with them is the client's mistake, a 4xx.
 
-JSON: {"title": "red kettle", "content": "...", "image": "<base64>", "images": ["<base64>", ...], "k": 10}, where
-"text" may stand for title and content. Or multipart/form-data with the same names, a picture being a file.
+JSON: {"title": "red kettle", "content": "...", "image": "<base64>", "images": ["<base64>", ...], "k": 10},
+where "text" may stand for title and content. Or multipart/form-data with the same names, a picture being a
+file.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import io
 import json
 import warnings
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -52,8 +54,40 @@ class Query(NamedTuple):
     k: int
 
 
-async def read_query(request: Request, limits: Limits) -> Query:
-    """Reads a request for a prediction.
+class Held:
+    """Bytes of bodies in memory, of all requests together.
+
+    Args:
+      most: beyond it requests are refused.
+    """
+
+    def __init__(self, most: int):
+        self._most, self._bytes = most, 0
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[Callable[[int], None]]:
+        """Yields a function that counts bytes as they come; they are given back at the end.
+
+        Raises (that function):
+          Refused: if there would be too many.
+        """
+        own = 0
+
+        def count(size: int) -> None:
+            nonlocal own
+            if self._bytes + size > self._most:
+                raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too many large requests at a time")
+            own += size
+            self._bytes += size
+
+        try:
+            yield count
+        finally:
+            self._bytes -= own
+
+
+async def read_query(request: Request, limits: Limits, count: Callable[[int], None]) -> Query:
+    """Reads a request for a prediction; `count` is told of its bytes as they come.
 
     Raises:
       Refused: if it is no such request, or larger than the limits.
@@ -61,9 +95,10 @@ async def read_query(request: Request, limits: Limits) -> Query:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("application/json", "multipart/form-data"):
         raise Refused(
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send application/json or multipart/form-data, not " + repr(kind[:80])
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            "send application/json or multipart/form-data, not " + repr(kind[:80]),
         )
-    body = await read_body(request, limits)
+    body = await read_body(request, limits, count)
     if kind == "application/json":
         given, images = _from_json(body)
     else:
@@ -71,7 +106,7 @@ async def read_query(request: Request, limits: Limits) -> Query:
     return _checked(given, images, limits)
 
 
-async def read_body(request: Request, limits: Limits) -> bytes:
+async def read_body(request: Request, limits: Limits, count: Callable[[int], None]) -> bytes:
     """Reads a body no further than the limit allows."""
     too_large = Refused(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {limits.body_bytes:,} bytes"
@@ -83,9 +118,10 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     try:
         async with asyncio.timeout(limits.body_seconds):
             async for chunk in request.stream():
-                body += chunk
-                if len(body) > limits.body_bytes:
+                if len(body) + len(chunk) > limits.body_bytes:
                     raise too_large
+                count(len(chunk))
+                body += chunk
     except TimeoutError:
         raise Refused(HTTPStatus.REQUEST_TIMEOUT, f"the body took over {limits.body_seconds:g} s") from None
     except ClientDisconnect:
