@@ -3,13 +3,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test test-long lint types format clean help
+.PHONY: demo test test-long lint types format api clean help
 
 help:
 	@echo "make demo       draw a catalogue, train on text and on text with pictures, show both (minutes)"
 	@echo "make test       the default tests"
 	@echo "make test-long  the slow ones"
 	@echo "make lint types the checks of CI"
+	@echo "make api        docs/api.md from the docstrings"
 
 demo: .venv/run
 	$(BIN)/vixml demo
@@ -32,6 +33,9 @@ types: .venv/dev
 format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+api: .venv/run
+	$(BIN)/python docs/make_api.py
 
 clean:
 	rm -rf .venv build dist *.egg-info

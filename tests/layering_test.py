@@ -34,7 +34,8 @@ LEVELS: dict[int, dict[str, tuple[str, ...]]] = {
                 "report",
                 "report_charts",
             ),
-            *("report_runs", "score", "serve", "serving", "tables", "train"),
+            *("report_examples", "report_published", "report_runs", "score", "serve", "serving"),
+            *("tables", "train"),
         ),
     },
     TRAINING: {

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import html.parser
 import json
@@ -11,12 +12,14 @@ import pytest
 import scipy.sparse
 import tiny
 
-from vixml_jax import cli, data, metrics
+from vixml_jax import cli, data, metrics, recipes
 from vixml_jax import config as config_lib
 from vixml_jax.errors import UserError
 from vixml_jax.prepare import prepare
-from vixml_jax.report import EXAMPLES, examples, write_report
+from vixml_jax.report import CURVES, write_report
 from vixml_jax.report_charts import Series, escape, line_chart
+from vixml_jax.report_examples import EXAMPLES, FIRST, examples
+from vixml_jax.report_published import published
 from vixml_jax.report_runs import RunFiles
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp;</title>$title \u202e${x} \x07"
@@ -54,7 +57,8 @@ def fabricate(workdir, dataset, seed, images=0):
         predictions, ds.test_targets, ds.train_targets, filter_pairs=ds.filter_pairs_test
     )
     (workdir / "metrics.json").write_text(json.dumps(figures))
-    records = [{"step": step, "train/loss": 1 / step} for step in range(1, 301)]
+    often = [name for name, _, _ in CURVES if not name.startswith("eval/")]
+    records = [{"step": step} | {name: 1 / step for name in often} for step in range(1, 301)]
     records += [{"step": step, "eval/P@1": figures["P@1"] / 2} for step in (100, 200)]
     lines = [json.dumps(record) for record in sorted(records, key=lambda record: record["step"])]
     (workdir / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 30']))  # cut short by a kill
@@ -173,7 +177,8 @@ def test_breakdowns_are_those_of_metrics(page, runs, dataset):
         predictions, ds.test_targets, ds.train_targets, filter_pairs=ds.filter_pairs_test
     )
     tail = next(cells for name, cells in shown.items() if name.startswith("torso"))
-    assert tail[3] == f"{frequencies['torso']['R@10']:.2f}"
+    assert tail[3] == f"{frequencies['torso']['P@1']:.2f}"
+    assert tail[5] == f"{frequencies['torso']['R@10']:.2f}"
 
 
 def test_examples_are_the_best_labels_without_filter_pairs(runs, dataset):
@@ -181,7 +186,9 @@ def test_examples_are_the_best_labels_without_filter_pairs(runs, dataset):
     runs = [RunFiles(path, path.name, number) for number, path in enumerate(runs)]
     shown = examples(runs)
     cards = shown.split("<article>")[1:]
-    assert len(cards) == EXAMPLES
+    assert len(cards) == min(EXAMPLES, len(ds.test))
+    assert shown.partition("<details>")[0].count("<article>") == FIRST
+    assert len({re.findall(r"row (\d+)", card)[0] for card in cards}) == len(cards)
     filtered = escape(ds.labels.titles[1])
     for card in cards:
         row = int(re.findall(r"row (\d+)", card)[0])
@@ -221,6 +228,27 @@ def test_what_is_missing_is_said(runs, tmp_path, name, sections):
     reader = Reader((tmp_path / "beside.html").read_text(encoding="utf-8"))
     # The page's own run has everything; only the sections that set both side by side miss the other's.
     assert len(reader.missing) == {"config.json": 3, "embeddings/labels.npy": 0}.get(name, sections)
+
+
+def test_what_was_published_stands_beside_runs_on_the_papers_data(runs, page, monkeypatch):
+    """Only where the name and all sizes are those of a dataset of the paper."""
+    assert "Beside what was published" not in page
+    read = [RunFiles(path, path.name, number) for number, path in enumerate(runs)]
+    ds = read[1].dataset
+    sizes = (len(ds.train), len(ds.test), len(ds.labels))
+    for run in read:
+        run.dataset = dataclasses.replace(run.dataset, name="LF-AmazonTitles-131K")
+    assert not published(read)  # of that name, but of other sizes
+    small = dataclasses.replace(
+        recipes.DATASETS["lf_amazontitles_131k"], **dict(zip(("train", "test", "labels"), sizes, strict=True))
+    )
+    monkeypatch.setitem(recipes.DATASETS, "lf_amazontitles_131k", small)
+    rows = Reader(published(read)).rows
+    for row, run in zip(rows[1:3], runs, strict=True):
+        figures = json.loads((run / "metrics.json").read_text())
+        assert row == [run.name, *(f"{figures[name]:.2f}" for name in rows[0][1:])]
+    assert ["DistilBERT Table 1", "44.86", "21.45", "39.62", "68.05"] in rows
+    assert ["DistilBERT Table 3", "49.55", "23.73", "43.78", "76.73"] in rows
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "predictions.npz", "embeddings/test.npy", "config.json"])

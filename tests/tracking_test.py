@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
 
+from vixml_jax.errors import UserError
 from vixml_jax.tracking import Tracker
 
 
@@ -81,3 +84,63 @@ def test_a_process_that_does_not_write_leaves_no_files(tmp_path):
     with Tracker(tmp_path / "run", enabled=False) as tracker:
         assert tracker.log(1, {"train/loss": 1.0}) == {"train/loss": 1.0}
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A stand-in for the package; `started` has the runs, each with what was logged and how it ended."""
+
+    class Error(Exception):
+        pass
+
+    def init(**settings):
+        module.started.append(run := SimpleNamespace(settings=settings, logged=[], exit_code=None))
+        run.log = lambda values, step: run.logged.append((step, values))
+        run.finish = lambda exit_code: setattr(run, "exit_code", exit_code)
+        return run
+
+    module = SimpleNamespace(started=[], init=init, Error=Error)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return module
+
+
+def test_figures_go_to_wandb_too(tmp_path, wandb):
+    with Tracker(tmp_path / "run", wandb_project="mine", config={"train": {"seed": 3}}) as tracker:
+        tracker.log(1, {"train/loss": jnp.float32(0.5)})
+        tracker.log_evaluation(2, {"P@1": 50.0})
+    (run,) = wandb.started
+    assert run.logged == [(1, {"train/loss": 0.5}), (2, {"eval/P@1": 50.0})]
+    assert run.exit_code == 0
+    assert run.settings["project"] == "mine"
+    assert run.settings["name"] == "run"
+    assert run.settings["config"] == {"train": {"seed": 3}}
+
+
+def test_a_continued_run_goes_on_at_wandb(tmp_path, wandb):
+    for resumed_at in (None, 4, None):
+        with Tracker(tmp_path, wandb_project="mine", resumed_at=resumed_at):
+            pass
+    first, continued, anew = (run.settings["id"] for run in wandb.started)
+    assert first == continued != anew
+    with pytest.raises(RuntimeError, match="stop"), Tracker(tmp_path, wandb_project="mine"):
+        raise RuntimeError("stop")
+    assert wandb.started[-1].exit_code == 1
+
+
+def test_wandb_is_left_alone_unless_asked(tmp_path, wandb):
+    for options in ({}, {"enabled": False, "wandb_project": "mine"}):
+        with Tracker(tmp_path / "run", **options) as tracker:
+            tracker.log(1, {"train/loss": 1.0})
+    assert not wandb.started
+
+
+def test_wandb_that_cannot_be_used_is_a_users_mistake(tmp_path, wandb, monkeypatch):
+    def init(**settings):
+        raise wandb.Error("api_key not configured")
+
+    wandb.init = init
+    with pytest.raises(UserError, match="api_key not configured; run `wandb login`"):
+        Tracker(tmp_path, wandb_project="mine")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"pip install 'vixml-jax\[wandb\]'"):
+        Tracker(tmp_path, wandb_project="mine")

@@ -20,6 +20,7 @@ from vixml_jax.errors import UserError
 # What may differ when a run is continued: nothing of it changes what is computed.
 FREE_TO_CHANGE = (
     "train.log_every",
+    "train.wandb",
     "checkpoint",
     "eval",
     "retrieval",
@@ -125,6 +126,7 @@ def base() -> ConfigDict:
     train.seed = 0
     train.row_length = 64  # slots of a packed row; at least the longest item
     train.log_every = 10  # steps
+    train.wandb = ""  # project at Weights & Biases that figures go to as well (extra `wandb`); "" = none
 
     config.classifier = classifier = ConfigDict()
     classifier.epochs = 0  # of a second stage on the finished tower: a vector a label; 0 = none. NGAME: 100

@@ -1,4 +1,4 @@
-"""Exports embeddings for analysis: `vixml embed --workdir=runs/demo --of=labels --out=labels.npy`.
+"""Exports embeddings for analysis: `vixml embed --workdir=runs/demo/vixml --of=labels --out=labels.npy`.
 
 The suffix of --out chooses the format: .npy (float32 [N, D], readable with mmap_mode="r"), .parquet (uid,
 title, embedding), .tsv (TensorBoard projector: vectors, with NAME.metadata.tsv beside it).

@@ -1,4 +1,4 @@
-"""Evaluates a run: `vixml eval --workdir=runs/demo`.
+"""Evaluates a run: `vixml eval --workdir=runs/demo/vixml`.
 
 Embeds test queries and labels with the newest checkpoint, retrieves, scores, prints the table and writes
 `metrics.json`, `predictions.npz`, `embeddings/` and `index/` into the workdir.
@@ -7,7 +7,7 @@ With --modalities it evaluates text alone and text with pictures instead, on bot
 tables and writes `modalities.json`: how a model that was trained with pictures serves items without.
 
 Examples:
-  vixml eval --workdir=runs/demo
+  vixml eval --workdir=runs/demo/vixml
   vixml eval --workdir=runs/picto --modalities
   vixml eval --workdir=runs/picto --config=configs/picto_tags.py --config.retrieval.kind=exact
   vixml eval --workdir=runs/shelf --config=configs/picto_tags.py --config.train.epochs=0

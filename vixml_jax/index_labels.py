@@ -1,4 +1,4 @@
-"""Builds the label index of a run, and adds or removes labels: `vixml index --workdir=runs/demo`.
+"""Builds the label index of a run, and adds or removes labels: `vixml index --workdir=runs/demo/vixml`.
 
 Without --add and --remove it embeds all labels with the newest checkpoint, builds the index and prints what
 it measured, which also stands in `index/index.json`. ScaNN's parameters are chosen so that a sample of

@@ -1,4 +1,4 @@
-"""Predicts labels of new queries: `vixml predict --workdir=runs/demo --input=new.jsonl --output=out.jsonl`.
+"""Predicts labels of new queries: `vixml predict --workdir=runs/demo/text --input=new.jsonl --output=-`.
 
 Input is one JSON object a line: {"title": ..., "content": ..., "images": [paths], "uid": ...}; all but the
 title may be left out. Output, in the same order: {"uid", "labels": [{"index", "uid", "title", "score"}]}.

@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import io
 import json
 import re
 import string
@@ -23,20 +22,34 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from PIL import Image, ImageOps
 
 from vixml_jax import __version__, files, metrics
-from vixml_jax.data.dataset import XmcDataset
-from vixml_jax.data.pictures import decode
 from vixml_jax.errors import UserError
-from vixml_jax.report_charts import MOST_POINTS, Series, bar, bdi, escape, legend, line_chart, scatter, table
+from vixml_jax.report_charts import (
+    MOST_POINTS,
+    Series,
+    bar,
+    escape,
+    legend,
+    line_chart,
+    notes,
+    scatter,
+    table,
+)
+from vixml_jax.report_examples import examples
+from vixml_jax.report_published import published
 from vixml_jax.report_runs import RUN_FILES, RunFiles, alike, positives, split_off
 
 MAIN_FIGURES = ("P@1", "P@3", "P@5", "nDCG@5", "PSP@1", "PSP@5", "R@10", "R@100", "MRR")
-# Of the choice of examples and of points on the map; fixed, so that nobody picks what looks well.
-SEED = 0
-EXAMPLES, TOP, MOST_LABELS, MOST_PICTURES = 12, 5, 15, 4
-THUMBNAIL = 144  # pixels; shown at half of it
+# name in metrics.jsonl, heading, decimals where one points at it.
+CURVES = (
+    ("train/loss", "Training loss", 4),
+    ("eval/P@1", "P@1, percent", 2),
+    ("train/violators", "Violators, share of hard negatives", 3),
+    ("train/lr", "Learning rate of the text tower", 6),
+    ("perf/examples_per_s", "Examples a second", 0),
+)
+SEED = 0  # of the choice of points on the map; fixed, so that nobody picks what looks well
 MAP_QUERIES, MAP_LABELS = 800, 1200
 MOST_GROUP = 4  # queries with so many pictures or more are one group
 
@@ -85,6 +98,7 @@ def write_report(workdirs: list[Path], out: Path, title: str) -> None:
     sections: dict[str, Callable[[list[RunFiles]], str]] = {
         "headline": headline,
         "figures": figures,
+        "published": published,
         "curves": curves,
         "breakdown": breakdown,
         "examples": examples,
@@ -116,7 +130,7 @@ def headline(runs: list[RunFiles]) -> str:
         counted = ", ".join(f"{size:,} {what}" for what, size in sizes.items())
         lead = f'<p class="lead">{escape(dataset.name)}: {counted}</p>'
     except UserError as error:
-        lead = _notes([error])
+        lead = notes([error])
     tiles = []
     for run in runs:
         try:
@@ -146,23 +160,23 @@ def figures(runs: list[RunFiles]) -> str:
     shown = table(head, rows([name for name in MAIN_FIGURES if name in names], bar), "bars")
     everything = table(head, rows(names, lambda value, _: "–" if value is None else f"{value:.2f}"))
     return (
-        f"{_notes(problems)}{shown}<details><summary>All {len(names)} figures</summary>{everything}</details>"
+        f"{notes(problems)}{shown}<details><summary>All {len(names)} figures</summary>{everything}</details>"
     )
 
 
 def curves(runs: list[RunFiles]) -> str:
-    """Loss and P@1 over the steps."""
+    """Loss, P@1, violators, learning rate and speed over the steps."""
     known, problems = split_off(runs, lambda run: run.records)
     charts, said = [], ""
     if any(len(run.records) > MOST_POINTS for run in known):
         said = '<p class="note">Where there are many records, neighbours are averaged.</p>'
-    for name, heading, decimals in (("train/loss", "Training loss", 4), ("eval/P@1", "P@1, percent", 2)):
+    for name, heading, decimals in CURVES:
         series = [Series(run.name, run.color, run.curve(name)) for run in known]
         if any(len(s.points) for s in series):
             charts.append(f"<figure>{line_chart(series, heading, 'step', decimals)}</figure>")
         else:
             charts.append(f'<p class="missing">metrics.jsonl has no {name} yet.</p>')
-    return f'{_notes(problems)}{said}<div class="charts">{"".join(charts)}</div>'
+    return f'{notes(problems)}{said}<div class="charts">{"".join(charts)}</div>'
 
 
 def breakdown(runs: list[RunFiles]) -> str:
@@ -186,13 +200,21 @@ def breakdown(runs: list[RunFiles]) -> str:
             f"{name} <small>{meanings[name]}</small>",
             f"{counts['labels']:,.0f}",
             f"{counts['positives']:,.0f}",
-            *(bar(found[name]["R@10"], run.color) for found, run in zip(by_frequency, known, strict=True)),
+            *(
+                bar(found[name][figure], run.color)
+                for figure in ("P@1", "R@10")
+                for found, run in zip(by_frequency, known, strict=True)
+            ),
         ]
         for name, counts in by_frequency[-1].items()
     ]
-    named = [f"R@10 {escape(run.name)}" for run in known]
-    parts = [_notes(problems), "<h3>By the number of training queries of a label</h3>"]
+    named = [f"{figure} {escape(run.name)}" for figure in ("P@1", "R@10") for run in known]
+    parts = [notes(problems), "<h3>By the number of training queries of a label</h3>"]
     parts.append(table(["", "labels", "positives", *named], rows, "bars"))
+    parts.append(
+        '<p class="note">P@1 is the part of the whole that hits among these labels make up, so that lines '
+        "add up; R@10 is of these labels alone.</p>"
+    )
     parts.append("<h3>By the number of pictures of a query</h3>")
     pictures_N = np.minimum(dataset.test.images.counts(), MOST_GROUP)
     if not pictures_N.any():
@@ -208,20 +230,6 @@ def breakdown(runs: list[RunFiles]) -> str:
     ]
     named = [f"P@1 {escape(run.name)}" for run in known]
     return "".join([*parts, table(["pictures", "queries", *named], rows, "bars")])
-
-
-def examples(runs: list[RunFiles]) -> str:
-    """Some test queries, what each run says about them, and what is right."""
-    known, problems = alike(runs)
-    dataset = runs[-1].dataset
-    size = len(dataset.test)
-    chosen = np.sort(np.random.default_rng(SEED).choice(size, min(EXAMPLES, size), replace=False))
-    cards = "".join(_example(dataset, known, int(row)) for row in chosen)
-    said = (
-        f"{len(chosen)} of {size:,} test queries, drawn at random (seed {SEED}) and shown whatever they look "
-        "like. ✓ marks a right label, figures are scores."
-    )
-    return f'{_notes(problems)}<p class="note">{said}</p><div class="examples">{cards}</div>'
 
 
 def embedding_map(runs: list[RunFiles]) -> str:
@@ -271,7 +279,7 @@ def configs(runs: list[RunFiles]) -> str:
         rows.append([f"<code>{escape(name)}</code>", *(f"<mark>{c}</mark>" if differs else c for c in cells)])
     counted = f"{len(rows)} fields" + (f", {differing} differing" if len(known) > 1 else "")
     shown = table(["field", *(escape(run.name) for run in known)], rows, "text")
-    return f"{_notes(problems)}<details><summary>{counted}</summary>{shown}</details>"
+    return f"{notes(problems)}<details><summary>{counted}</summary>{shown}</details>"
 
 
 def places(runs: list[RunFiles]) -> str:
@@ -293,55 +301,7 @@ def _or_missing(section: Callable[[list[RunFiles]], str], runs: list[RunFiles]) 
     try:
         return section(runs)
     except UserError as error:
-        return _notes([error])
-
-
-def _notes(problems: list[UserError]) -> str:
-    return "".join(f'<p class="missing">{escape(problem)}</p>' for problem in problems)
-
-
-def _example(dataset: XmcDataset, runs: list[RunFiles], row: int) -> str:
-    """The card of one test query."""
-    split, titles = dataset.test, dataset.labels.titles
-    name, labels = split.titles[row], positives(dataset, row)
-    pictures = "".join(_thumbnail(picture, name) for picture in split.images[row][:MOST_PICTURES])
-    truth = [bdi(text) for text in titles[labels[:MOST_LABELS]]] or ["none"]
-    if len(labels) > MOST_LABELS:
-        truth.append(f"and {len(labels) - MOST_LABELS} more")
-    answers = []
-    for run in runs:
-        best = run.best(row, TOP)
-        items = []
-        for label, score in best:
-            kind, mark = ("hit", "✓") if label in labels else ("miss", "")
-            items.append(
-                f'<li class="{kind}"><span class="mark">{mark}</span>{bdi(titles[label])}'
-                f'<span class="score">{score:.3f}</span></li>'
-            )
-        right = np.isin([label for label, _ in best], labels).sum()
-        answers.append(
-            f'<div class="answer c{run.color}"><h4>{escape(run.name)} <small>{right} of {len(best)} right'
-            f"</small></h4><ol>{''.join(items)}</ol></div>"
-        )
-    return (
-        f'<article><div class="query"><h3>{bdi(name)}</h3><p class="uid">row {row} · '
-        f'{bdi(split.uids[row], 60)}</p><div class="pictures">{pictures}</div><h4>True labels</h4>'
-        f'<ul class="truth">{"".join(f"<li>{text}</li>" for text in truth)}</ul></div>'
-        f'<div class="answers">{"".join(answers)}</div></article>\n'
-    )
-
-
-def _thumbnail(picture: bytes, name: str) -> str:
-    """A small picture inside the page; nothing for one that is missing or cannot be read."""
-    image = decode(picture)
-    if image is None:
-        return ""
-    small = ImageOps.contain(image, (THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    data = io.BytesIO()
-    small.save(data, "JPEG", quality=80)
-    encoded = base64.b64encode(data.getvalue()).decode()
-    size = f'width="{(small.width + 1) // 2}" height="{(small.height + 1) // 2}"'
-    return f'<img src="data:image/jpeg;base64,{encoded}" {size} alt="{escape(name, 80)}">'
+        return notes([error])
 
 
 def _principal_plane(values_ND: np.ndarray) -> tuple[np.ndarray, float]:

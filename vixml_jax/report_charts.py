@@ -12,7 +12,7 @@ import numpy as np
 
 # Size of a chart in its own units: about the pixels it gets, so that its letters stay readable.
 WIDTH, HEIGHT = 460, 270
-LEFT, RIGHT, TOP, BOTTOM = 50, 22, 30, 42
+LEFT, RIGHT, TOP, BOTTOM = 60, 22, 30, 42
 MAP_WIDTH, MAP_HEIGHT, MAP_MARGIN = 720, 520, 14
 # Points of a curve that are drawn; of more, neighbours are averaged.
 MOST_POINTS = 120
@@ -28,6 +28,11 @@ def escape(text: object, most: int = 300) -> str:
 def bdi(text: object, most: int = 300) -> str:
     """A title of the data: escaped, and kept from turning the text around it to the other direction."""
     return f"<bdi>{escape(text, most)}</bdi>"
+
+
+def notes(problems: Sequence[Exception]) -> str:
+    """What is wrong or missing, a line each."""
+    return "".join(f'<p class="missing">{escape(problem)}</p>' for problem in problems)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], classes: str = "") -> str:

@@ -1,17 +1,24 @@
-"""Where a run's figures go: `metrics.jsonl` and TensorBoard events in the workdir."""
+"""Where a run's figures go: `metrics.jsonl`, TensorBoard events, and Weights & Biases where asked for."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
+import secrets
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
+from typing import Any
 
 import jax
 from tensorboardX import SummaryWriter
 
 from vixml_jax import files
+from vixml_jax.errors import UserError
+
+# In the workdir: the id of its run at Weights & Biases, which a continued run goes on with.
+WANDB_RUN = "wandb_run.json"
 
 
 class Tracker:
@@ -22,13 +29,28 @@ class Tracker:
       enabled: False for processes that do not write.
       resumed_at: the step a run continues from; records after it, written by the killed run, are dropped,
         since the continued run writes them again.
+      wandb_project: at Weights & Biases, where figures go as well; "" for nowhere.
+      config: of the run, JSON-able; shown at Weights & Biases.
+
+    Raises:
+      UserError: if Weights & Biases is asked for and cannot be used.
     """
 
-    def __init__(self, workdir: Path, *, enabled: bool = True, resumed_at: int | None = None):
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        enabled: bool = True,
+        resumed_at: int | None = None,
+        wandb_project: str = "",
+        config: dict[str, Any] | None = None,
+    ):
         self._path = workdir / "metrics.jsonl"
-        self._file = self._events = None
+        self._file = self._events = self._wandb = None
         if enabled:
             workdir.mkdir(parents=True, exist_ok=True)
+            if wandb_project:  # before any file is open, since it may fail
+                self._wandb = _start_wandb(wandb_project, workdir, config, resumed_at)
             self._drop_after(resumed_at)
             self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
             purge = None if resumed_at is None else resumed_at + 1
@@ -52,6 +74,9 @@ class Tracker:
             self._file.flush()
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
+            if self._wandb is not None:
+                # Steps that it has seen already, before a kill, it leaves out: they would be the same.
+                self._wandb.log(values, step=step)
         return values
 
     def log_evaluation(self, step: int, figures: dict[str, float]) -> None:
@@ -67,6 +92,8 @@ class Tracker:
         if self._file is not None and self._events is not None:
             self._file.close()
             self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=int(kind is not None))
 
     def _drop_after(self, resumed_at: int | None) -> None:
         if resumed_at is None or not os.path.exists(self._path):
@@ -82,3 +109,40 @@ class Tracker:
                     break  # the line that the kill cut short is the last one
         with files.atomic_file(self._path, "w") as file:
             file.writelines(kept)
+
+
+def import_wandb() -> ModuleType:
+    """Imports what is installed only by those who ask for it.
+
+    Raises:
+      UserError: if it is not installed.
+    """
+    try:
+        return importlib.import_module("wandb")
+    except ImportError:
+        raise UserError(
+            "config.train.wandb is set, but the package wandb cannot be imported",
+            fix="pip install 'vixml-jax[wandb]', or leave the field empty",
+        ) from None
+
+
+def _start_wandb(project: str, workdir: Path, config: dict[str, Any] | None, resumed_at: int | None) -> Any:
+    """Begins a run at Weights & Biases, or goes on with that of the workdir."""
+    wandb = import_wandb()
+    known = workdir / WANDB_RUN
+    if resumed_at is None or not known.exists():
+        files.write_json(known, {"id": secrets.token_hex(8)})
+    try:
+        return wandb.init(
+            project=project,
+            name=workdir.resolve().name,
+            id=files.read_json(known)["id"],
+            resume="allow",
+            dir=str(workdir),
+            config=config,
+        )
+    except wandb.Error as error:
+        raise UserError(
+            f"Weights & Biases: {error}",
+            fix="run `wandb login`, set WANDB_MODE=offline, or clear config.train.wandb",
+        ) from None

@@ -1,4 +1,4 @@
-"""Trains: `vixml train --config=configs/demo.py --workdir=runs/demo`.
+"""Trains: `vixml train --config=configs/demo.py --workdir=runs/demo/text`.
 
 Run again on the same workdir it continues where it stopped. At the end it evaluates and writes
 `metrics.json`, `predictions.npz`, `embeddings/` and `index/` into the workdir.
@@ -32,7 +32,7 @@ from vixml_jax.errors import UserError
 from vixml_jax.prepare import prepare_demo
 from vixml_jax.progress import Progress
 from vixml_jax.run import Run
-from vixml_jax.tracking import Tracker
+from vixml_jax.tracking import Tracker, import_wandb
 from vixml_jax.train_state import Tables, TrainState, create, row_table
 from vixml_jax.train_step import compile_step, make_loss
 
@@ -54,6 +54,8 @@ def main() -> int:
 
 def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
     """Trains or continues the run in `workdir`, evaluates it and returns the figures of `metrics.json`."""
+    if config.train.wandb:
+        import_wandb()  # now, not after minutes of preparation
     distributed.initialize()
     run_lib.begin(config, workdir)
     if config.dataset.demo_queries:
@@ -104,7 +106,13 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
         step = int(state.step)
         lr_at = optim.schedule(config.optimizer.lr, config.optimizer.warmup_steps, total_steps)
         with (
-            Tracker(workdir, enabled=distributed.is_lead(), resumed_at=resumed_at) as tracker,
+            Tracker(
+                workdir,
+                enabled=distributed.is_lead(),
+                resumed_at=resumed_at,
+                wandb_project=config.train.wandb,
+                config=config.to_dict(),
+            ) as tracker,
             Progress(total_steps, "train", "steps", initial=step) as progress,
         ):
             for epoch in range(step // steps_per_epoch, config.train.epochs):
