@@ -2,7 +2,8 @@
 
   vixml train --config=configs/pretrain_vision.py --config.dataset.dir=data/picto_tags --workdir=runs/pictures
   vixml export --workdir=runs/pictures --out=runs/pictures/tower --vision
-  vixml train --config=configs/picto_tags.py:images=3 --config.vision.checkpoint=runs/pictures/tower ...
+  vixml train --config=configs/picto_tags.py:images=3 --config.vision.checkpoint=runs/pictures/tower \\
+      --workdir=runs/picto
 
 A training query is its pictures alone, its labels are texts, and the sigmoid loss (SigLIP, Zhai et al. 2023)
 draws the two together. The tower is then frozen, and its embeddings are computed once as those of any other.
