@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import errno
 import sys
 import threading
 from collections import Counter
@@ -35,6 +34,7 @@ from absl import flags
 
 from data_prep import url_lists
 from data_prep.addresses import Address, is_public
+from data_prep.disk import may_fill_up
 from data_prep.download_report import OK, DownloadReport, Outcome
 from data_prep.picture_store import PictureStore
 from data_prep.transfers import Client, Failed, Limits
@@ -147,20 +147,14 @@ def download(
         todo = np.flatnonzero(~report.done(wanted.urls, store.holds, again))
         total = len(wanted.urls)
         found = _outcomes(wanted.urls, todo, store, limits, allowed, workers)
-        try:
-            with (
-                contextlib.closing(found),
-                Progress(total, "download pictures", "pictures", initial=total - len(todo)) as progress,
-            ):
-                for outcome in found:
-                    report.add(outcome)
-                    progress.update()
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise UserError(
-                "the disk is full", file=raw, fix="make room and run the same command again"
-            ) from None
+        with (
+            may_fill_up(raw),
+            contextlib.closing(found),
+            Progress(total, "download pictures", "pictures", initial=total - len(todo)) as progress,
+        ):
+            for outcome in found:
+                report.add(outcome)
+                progress.update()
         lines = report.tidy(wanted.urls)
         filled = _write_lists(raw, uids, wanted, lines)
     outcomes = Counter(lines["outcome"].to_pylist())

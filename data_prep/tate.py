@@ -27,12 +27,20 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
+from data_prep import about
 from vixml_jax import cli, files
+from vixml_jax.data.formats import ABOUT
 from vixml_jax.errors import UserError
 from vixml_jax.progress import Progress
 
 TEST_LIST = Path(__file__).with_name("tate_test.txt")
 COUNTS = {"train": 50_008, "test": 8_787, "labels": 15_113}
+CITATION = """@Misc{TateCollection,
+  author = {Tate},
+  title = {The Tate Collection},
+  url = {https://github.com/tategallery/collection},
+  year = {2014}
+}"""
 FILES = {"train": "trn.json.gz", "test": "tst.json.gz", "labels": "lbl.json.gz"}
 
 
@@ -98,13 +106,21 @@ def build(checkout: str | Path, out: str | Path, *, overwrite: bool = False) -> 
     """
     out = Path(out)
     found = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if found - set(FILES.values()) or (found and not overwrite):
-        fix = "give another --out" if found - set(FILES.values()) else "give --overwrite to replace it"
+    strangers = found - {*FILES.values(), ABOUT}
+    if strangers or (found and not overwrite):
+        fix = "give another --out" if strangers else "give --overwrite to replace it"
         raise UserError("is not empty", file=out, fix=fix)
     rows = split(read(Path(checkout)), set(TEST_LIST.read_text(encoding="utf-8").split()))
     with files.atomic_dir(out) as directory:
         for name, records in rows.items():
             _write(directory / FILES[name], records)
+        about.write(
+            directory,
+            description="Artworks of the Tate collection, and the subject terms that cataloguers gave them.",
+            citation=CITATION,
+            homepage="https://github.com/tategallery/collection",
+            license="CC0 1.0; Tate asks for the attribution 'Tate'",
+        )
     return {name: len(records) for name, records in rows.items()}
 
 

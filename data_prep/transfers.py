@@ -150,9 +150,13 @@ class Client:
             except Failed as failure:
                 if not failure.again or number == self.limits.retries:
                     raise
-                backoff = self.limits.backoff_seconds * 2**number * random.uniform(0.5, 1.5)
-                time.sleep(min(max(backoff, failure.wait_seconds), MAX_WAIT_SECONDS))
+                self.pause(number, failure)
         raise AssertionError("a negative number of retries")
+
+    def pause(self, number: int, failure: Failed) -> None:
+        """Waits after the failed attempt `number`, from zero."""
+        backoff = self.limits.backoff_seconds * 2**number * random.uniform(0.5, 1.5)
+        time.sleep(min(max(backoff, failure.wait_seconds), MAX_WAIT_SECONDS))
 
     @contextlib.contextmanager
     def open(

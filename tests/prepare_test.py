@@ -41,6 +41,20 @@ def test_tfds_reads_what_was_prepared(tmp_path, make):
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
 
+def test_what_a_folder_says_about_itself_is_on_the_card(raw, tmp_path):
+    import tensorflow_datasets as tfds
+
+    plain = prepare(raw, tmp_path / "plain", "set")["fingerprint"]
+    (raw / "about.json").write_text('{"description": "Shoes.", "citation": "@Misc{shoes}", "license": "CC0"}')
+    assert prepare(raw, tmp_path / "out", "set")["fingerprint"] == plain
+    info = tfds.builder_from_directory(os.fspath(tmp_path / "out")).info
+    assert (info.description, info.citation) == ("Shoes.", "@Misc{shoes}")
+    for text in ("[]", '{"description": 3}', "{"):
+        (raw / "about.json").write_text(text)
+        with pytest.raises(UserError, match=r"about\.json"):
+            prepare(raw, tmp_path / "bad", "set")
+
+
 def test_pictures_are_stored_undecoded_in_their_places(raw, tmp_path):
     import tensorflow_datasets as tfds
 

@@ -24,7 +24,8 @@ class Page:
       status: of HTTP.
       headers: sent along.
       fail_first: so many requests are answered with 503 first.
-      break_after: bytes after which the connection breaks off; a request with Range is answered whole.
+      break_after: bytes after which the connection breaks off, unless a range was asked for.
+      break_each: bytes after which every connection breaks off.
       seconds_a_piece: waits before every piece of the body.
       piece: bytes of a piece.
       announce: whether Content-Length is sent.
@@ -36,6 +37,7 @@ class Page:
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
     fail_first: int = 0
     break_after: int | None = None
+    break_each: int | None = None
     seconds_a_piece: float = 0.0
     piece: int = 1 << 16
     announce: bool = True
@@ -109,8 +111,9 @@ class FakeServer:
         else:
             handler.close_connection = True
         handler.end_headers()
-        if page.break_after is not None and status == 200:
-            body = body[: page.break_after]
+        limit = page.break_each if page.break_each or status != 200 else page.break_after
+        if limit is not None:
+            body = body[:limit]
             handler.close_connection = True
         for start in range(0, len(body), page.piece):
             time.sleep(page.seconds_a_piece)

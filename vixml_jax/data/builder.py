@@ -72,9 +72,15 @@ with registered.skip_registration():
 
         def _info(self) -> tfds.core.DatasetInfo:
             # Rows keep their order: predictions, filter pairs and label indices go by row number.
+            about = self._folder.about()
             return tfds.core.DatasetInfo(
                 builder=self,
-                description="Queries, labels and their pictures, prepared by vixml.",
+                description=about.get(
+                    "description", "Queries, labels and their pictures, prepared by vixml."
+                ),
+                citation=about.get("citation"),
+                homepage=about.get("homepage"),
+                license=about.get("license"),
                 features=features(),
                 disable_shuffling=True,
             )

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from vixml_jax import files
 from vixml_jax.data import fields, sparse_text, text_lines
 from vixml_jax.data.fields import Where
 from vixml_jax.data.raw_images import ImageList, ImagePath, ImageReader
@@ -28,6 +29,8 @@ from vixml_jax.data.text_lines import TextFile
 from vixml_jax.errors import UserError
 
 BLANK = " \t\r\n\v\f"  # what makes a line blank
+# What a raw folder is, for its dataset's card: description, citation, homepage, license; all may be missing.
+ABOUT = "about.json"
 # Names of the splits, and what the repository's files call them.
 SHORT = {"train": "trn", "test": "tst", "labels": "lbl"}
 
@@ -110,6 +113,14 @@ class RawFolder(abc.ABC):
                 problem = f"{what} {pairs[wrong[0], column]} is outside the {size} {what}s"
                 raise UserError(problem, file=file.path, row=line, fix=f"{what}s are 0 to {size - 1}")
         return pairs
+
+    def about(self) -> dict[str, str]:
+        """Reads what the folder says about itself; empty if it says nothing."""
+        path = self.path / ABOUT
+        about = files.read_json(path) if path.is_file() else {}
+        if not isinstance(about, dict) or not all(isinstance(text, str) for text in about.values()):
+            raise UserError("not an object of texts", file=path, fix='give {"description": "...", ...}')
+        return about
 
     def digest(self) -> str:
         """SHA-256 over the names and bytes of the files read, pictures aside."""
