@@ -4,7 +4,7 @@
   vixml train --config=configs/lf_amazontitles_1p3m.py:backbone=distilbert,images=3 \\
       --workdir=runs/lf_amazontitles_1p3m/distilbert_images=3
 
-Arguments: backbone, images (0 = text only), loss, vision, prompt, query_prompt, pooling, rae, epochs,
+Arguments: backbone, images (0 = text only), loss, vision, fusion, prompt, query_prompt, pooling, rae, epochs,
 seed, smoke; their values and the recipes are in vixml_jax/recipes.py. `vixml tables` prints the command of
 every row of the paper. Published, percent:
 

@@ -133,8 +133,8 @@ OTHER_MODELS = (
 
 FUSION = (
     row("MUFIN as published", MM_300K, "", 52.30, 34.76, 50.63),
-    row("late, ViT", MM_300K, "", 52.62, 34.35, 49.28),
-    row("late, SigLIP2", MM_300K, "", 53.44, 34.79, 50.18),
+    row("late, ViT", MM_300K, "backbone=distilbert,images=3,vision=vit,fusion=late", 52.62, 34.35, 49.28),
+    row("late, SigLIP2", MM_300K, "backbone=distilbert,images=3,fusion=late", 53.44, 34.79, 50.18),
     row("early, ViT", MM_300K, "backbone=distilbert,images=3,vision=vit", 53.30, 34.80, 50.19),
     row("early, SigLIP2", MM_300K, "backbone=distilbert,images=3", 55.03, 35.91, 51.98),
 )

@@ -87,8 +87,11 @@ def layout_for(config: ConfigDict, tokenizer: Tokenizer) -> Layout:
     ends = [hub.end_token(tower), *_own_end_token(name), SEP]
 
     def template(text: str) -> Template:
-        automatic = prompt.ENCODER if is_encoder else prompt.DECODER
-        return prompt.template(automatic if text == "auto" else text, tokenizer, [*filter(None, ends)])
+        if text == "auto":
+            text = prompt.ENCODER if is_encoder else prompt.DECODER
+        if config.vision.fusion == "late":
+            text = prompt.pictures_last(text)
+        return prompt.template(text, tokenizer, [*filter(None, ends)])
 
     label = template(config.text.prompt)
     query = template(config.text.query_prompt) if config.text.query_prompt else label

@@ -75,6 +75,7 @@ def base() -> ConfigDict:
     vision.lora_rank = 16
     vision.lora_alpha = 16.0  # the adapters' addition is multiplied by alpha / sqrt(rank)
     vision.images = 0  # pictures used of each item; 0 = text only
+    vision.fusion = "early"  # pictures are slots of the text tower's input, or "late": they join its output
     vision.drop_images = (
         0.0  # chance that a training item comes without its pictures: serves items without any
     )
@@ -226,6 +227,7 @@ def validate(config: ConfigDict) -> None:
         "text.dtype": ("float32", "bfloat16"),
         "text.remat": ("none", "dots", "full"),
         "text.train": ("full", "lora", "none"),
+        "vision.fusion": ("early", "late"),
         "vision.train": ("none", "lora", "full"),
         "prototype.kind": ("prime", "dexa", "none"),
         "prototype.init": ("xavier", "labels"),

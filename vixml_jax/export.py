@@ -161,6 +161,12 @@ def export(
             raise UserError("the run has no adapters", file=workdir, fix="leave --adapter out")
         if part == "vision" and model.spec.vision is None:
             raise UserError("the run has trained no vision tower", file=workdir, fix="leave --vision out")
+        if part == "tower" and model.spec.late_images:
+            raise UserError(
+                "late fusion ends in a layer of its own, which transformers does not know",
+                file=workdir,
+                fix="export a run of config.vision.fusion='early'",
+            )
         max_shard_bytes = round(max_shard_gb * 1e9)
         with files.atomic_dir(out) as directory:
             if part == "adapter":

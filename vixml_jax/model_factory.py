@@ -16,6 +16,7 @@ from vixml_jax import sharding
 from vixml_jax.errors import UserError
 from vixml_jax.models import hub, lora
 from vixml_jax.models.dual_encoder import DualEncoder
+from vixml_jax.models.late_fusion import LateFusion, LateFusionTower
 from vixml_jax.models.lora import LoraConfig
 from vixml_jax.models.prototypes import PrimeHead, free_vectors
 from vixml_jax.models.two_tower import TwoTower, image_projection, standardised_projection
@@ -39,11 +40,12 @@ class ModelSpec:
       pooling: "mean" or "last".
       prototype: "prime", "dexa" or "none".
       num_vectors: C, free vectors; a multiple of TABLE_ROWS_MULTIPLE.
-      heads, feed_forward, dropout: of the prototype net.
+      heads, feed_forward, dropout: of the prototype net; the former two of late fusion as well.
       learned_logits: whether the sigmoid loss's scale and bias are there.
       num_labels, num_queries: L and N of the dataset it is trained on.
       dataset: fingerprint of that dataset.
       dtype, remat: of the tower's computation.
+      late_images: pictures of an item that join the text tower's output; 0 where they are in its input.
     """
 
     text: dict[str, Any]
@@ -66,6 +68,7 @@ class ModelSpec:
     dataset: str
     dtype: str
     remat: str
+    late_images: int = 0
 
     @property
     def lora_config(self) -> LoraConfig | None:
@@ -165,6 +168,7 @@ def create(
         dataset=dataset,
         dtype=config.text.dtype,
         remat=config.text.remat,
+        late_images=config.vision.images if config.vision.fusion == "late" else 0,
     )
     model = _assemble(spec, text, config.train.seed, vision)
     if image_features is not None:
@@ -304,7 +308,13 @@ def _assemble(spec: ModelSpec, text: Any, seed: int, vision: VisionTower | None)
     projection = (
         image_projection(spec.image_dim, text.dim, rngs=rngs, dtype=spec.dtype) if spec.image_dim else None
     )
-    tower = TwoTower(text, projection, spec.pooling, vision)
+    parts = (text, projection, spec.pooling, vision)
+    if spec.late_images:
+        shape = {"heads": spec.heads, "feed_forward": spec.feed_forward}
+        fusion = LateFusion(text.dim, rngs=rngs, **shape)
+        tower = LateFusionTower(*parts, fusion=fusion, max_images=spec.late_images)
+    else:
+        tower = TwoTower(*parts)
     head = vectors = None
     if spec.prototype != "none":
         vectors = free_vectors(spec.num_vectors, text.dim, rngs=rngs)

@@ -128,6 +128,7 @@ def get_config(dataset_name: str, arg: str = "") -> ConfigDict:
         images: pictures used of an item; 0 = text only. The paper has 0, 1, 2, 3 and 5.
         loss: "ngame", "dexa", "prime", "info_nce", "decoupled_softmax" or "sigmoid".
         vision: of VISION.
+        fusion: "early", or "late" for MUFIN's.
         prompt: of PROMPTS; "auto" is the backbone's own.
         query_prompt: of QUERY_PROMPTS, for queries only.
         pooling: "mean" or "last".
@@ -145,6 +146,7 @@ def get_config(dataset_name: str, arg: str = "") -> ConfigDict:
         images=0,
         loss="prime",
         vision="siglip2",
+        fusion="early",
         prompt="auto",
         query_prompt="same",
         pooling="mean",
@@ -170,6 +172,7 @@ def get_config(dataset_name: str, arg: str = "") -> ConfigDict:
 
     config.vision.checkpoint = _pick(VISION, args.vision, "vision")
     config.vision.images = args.images
+    config.vision.fusion = args.fusion
 
     config.train.seed = args.seed
     # A row of the packed batch holds several titles, or one long text and then some. Ours: the paper pads.

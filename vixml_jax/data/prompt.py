@@ -61,6 +61,11 @@ def parse(prompt: str) -> list[tuple[str, bool]]:
     return pieces
 
 
+def pictures_last(prompt: str) -> str:
+    """Returns the prompt without what it says of pictures, and these at its end: late fusion's order."""
+    return re.sub(r"\[[^\]]*\]", "", prompt).replace("{images}", "") + "{images}"
+
+
 def template(prompt: str, tokenizer: Tokenizer, end_tokens: Sequence[str] = ()) -> Template:
     """Returns the order of an item's parts that a prompt stands for.
 
