@@ -3,7 +3,6 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -84,15 +83,12 @@ def test_help_imports_little():
         "import sys; from vixml_jax import cli; cli.run(['--help']); "
         "print(len(sys.modules), 'numpy' in sys.modules)"
     )
-    started = time.perf_counter()
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    seconds = time.perf_counter() - started
     modules, numpy = run.stdout.splitlines()[-1].split()
     assert int(modules) < 200
     assert numpy == "False"
-    assert seconds < 5  # half a tenth of that on a quiet machine
 
 
 def test_every_command_exists():

@@ -4,7 +4,6 @@ import gzip
 import json
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -185,19 +184,17 @@ def test_jsonl_in_several_pieces(tmp_path, monkeypatch):
         predictions_file.read(path, 41)
 
 
-def test_needs_no_jax_and_starts_at_once(case):
+def test_imports_nothing_heavy(case):
+    """So that it starts within a second: half of that is NumPy and SciPy."""
     folder, _ = case
     program = (
         "import sys; from vixml_jax import cli; code = cli.run(sys.argv[1:]); "
         "print(sorted({name.partition('.')[0] for name in sys.modules} & "
-        "{'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'grain', 'transformers', 'tensorflow_datasets'})); "
+        "{'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'grain', 'transformers', 'tensorflow_datasets', "
+        "'pandas', 'PIL', 'tensorboardX'})); "
         "sys.exit(code)"
     )
     flags = flags_of(folder, "predictions.jsonl", train=folder / "train.txt", filter=folder / "filter.txt")
-    started = time.perf_counter()
     run = subprocess.run([sys.executable, "-c", program, *flags], capture_output=True, text=True, check=True)
-    seconds = time.perf_counter() - started
     assert run.stdout.splitlines()[-1] == "[]"
     assert not run.stderr
-    # On a quiet machine it takes a third of a second; the rest is for loaded ones.
-    assert seconds < 10
