@@ -50,6 +50,11 @@ def test_commands_are_found():
     assert named == set(cli.COMMANDS), "every command stands in README, docs or docstrings, and no other"
 
 
+def test_the_readme_lists_every_command():
+    listed = re.findall(r"^\| `vixml (\w+)`", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(cli.COMMANDS)
+
+
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_blocks_say_what_they_hold(block):
     if block.language == "python":

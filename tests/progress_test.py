@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import pytest
+
 from vixml_jax import progress
-from vixml_jax.progress import Progress
+from vixml_jax.progress import Progress, announced
 
 
 def test_plain_lines_with_and_without_a_total(capsys, monkeypatch):
@@ -34,3 +36,20 @@ def test_no_closing_line_after_an_error(capsys):
     except KeyError:
         pass
     assert capsys.readouterr().err == ""
+
+
+def test_what_is_long_is_announced(capsys, monkeypatch):
+    with announced("build"):
+        pass
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "ANNOUNCED_SECONDS", 0.0)
+    with announced("build"):
+        pass
+    assert capsys.readouterr().err == "build: 0:00\n"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with announced("build"):
+        assert capsys.readouterr().err == "build ..."
+    assert capsys.readouterr().err == "\r\033[Kbuild: 0:00\n"
+    with pytest.raises(KeyError), announced("build"):
+        raise KeyError
+    assert capsys.readouterr().err == "build ...\r\033[K"

@@ -189,7 +189,7 @@ def retrieve_and_score(
     # A row's filter pairs are cut out of what is retrieved, so that many more are needed.
     extra = int(np.bincount(pairs[:, 0]).max()) if len(pairs) else 0
     k = max(config.retrieval.k, *config.eval.ks, *metrics.RECALL_CUTS)
-    predictions = searcher.search(queries_ND, min(k + extra, num_labels))
+    predictions = searcher.search(queries_ND, min(k + extra, num_labels), "search labels")
     figures = metrics.evaluate(
         predictions,
         dataset.test_targets,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 
 from tqdm import tqdm
 
 PLAIN_LINE_SECONDS = 10.0
+ANNOUNCED_SECONDS = 1.0
 
 
 class Progress:
@@ -68,6 +71,25 @@ class Progress:
             file=sys.stderr,
             flush=True,
         )
+
+
+@contextlib.contextmanager
+def announced(title: str) -> Iterator[None]:
+    """Says what is under way where its length is not known, and how long it took.
+
+    On a terminal at once; elsewhere at the end, and nothing of what takes less than a second.
+    """
+    started = time.monotonic()
+    terminal = sys.stderr.isatty()
+    if terminal:
+        print(f"{title} ...", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if terminal:
+            print("\r\033[K", end="", file=sys.stderr)
+    if (seconds := time.monotonic() - started) >= ANNOUNCED_SECONDS:
+        print(f"{title}: {_clock(seconds)}", file=sys.stderr, flush=True)
 
 
 def _short(value: float | str) -> str:

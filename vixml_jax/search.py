@@ -22,6 +22,7 @@ from vixml_jax import files, retrieval
 from vixml_jax.embedding import normalized
 from vixml_jax.errors import UserError
 from vixml_jax.label_changes import Change, LabelChanges, numbers_of
+from vixml_jax.progress import Progress, announced
 from vixml_jax.retrieval.augment import augment
 from vixml_jax.retrieval.index import Index
 from vixml_jax.retrieval.patched import PatchedIndex
@@ -31,6 +32,8 @@ from vixml_jax.types import Predictions
 LABELS, NEIGHBOURS, OF, ADDED = "index", "index_queries", "index_of.json", "index_added.npz"
 # Training queries on which an exact index is measured.
 MEASURED_QUERIES = 512
+# Searched at a time where progress is shown.
+QUERIES_PER_PART = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +74,13 @@ class Searcher:
           settings: `config.retrieval`.
           changes: those that the labels have gone through, as `LabelChanges.fingerprints` gives them.
         """
-
         whole_queries_ND, train_queries_ND = train_queries_ND, prefix(train_queries_ND, settings.dims)
-
         neighbours = None
         if settings.query_weight:
-            neighbours = make_index(train_queries_ND, settings, settings.neighbours, train_queries_ND)
-        labels = make_index(prefix(labels_LD, settings.dims), settings, settings.k, train_queries_ND)
+            with announced(f"index {len(train_queries_ND):,} training queries ({settings.kind})"):
+                neighbours = make_index(train_queries_ND, settings, settings.neighbours, train_queries_ND)
+        with announced(f"index {len(labels_LD):,} labels ({settings.kind})"):
+            labels = make_index(prefix(labels_LD, settings.dims), settings, settings.k, train_queries_ND)
         if settings.kind != "scann":  # which has measured itself while it was tuned
             labels.measured.update(_measure(labels, labels_LD, whole_queries_ND, settings))
         return cls(labels, neighbours, train_targets, settings, changes or {})
@@ -140,8 +143,18 @@ class Searcher:
             train_targets=_without(self.train_targets, changes.removed, changes.total),
         )
 
-    def search(self, queries_QD: np.ndarray, k: int) -> Predictions:
-        """Returns the k best labels of each query [Q, D]."""
+    def search(self, queries_QD: np.ndarray, k: int, title: str | None = None) -> Predictions:
+        """Returns the k best labels of each query [Q, D]; with a title it shows progress."""
+        if title is None:
+            return self._search(queries_QD, k)
+        found = []
+        with Progress(len(queries_QD), title, "queries") as progress:
+            for start in range(0, max(len(queries_QD), 1), QUERIES_PER_PART):
+                found.append(self._search(queries_QD[start : start + QUERIES_PER_PART], k))
+                progress.update(len(found[-1].ids))
+        return Predictions(*map(np.concatenate, zip(*found, strict=True)))
+
+    def _search(self, queries_QD: np.ndarray, k: int) -> Predictions:
         queries_QD = prefix(queries_QD, self.settings.dims)
         labels = self.patched or self.labels
         if self.neighbours is None:

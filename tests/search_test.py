@@ -1,0 +1,27 @@
+"""A run's search, whole and a part at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from vixml_jax import config, search
+
+
+@pytest.mark.parametrize("query_weight", [0.0, 0.3])
+def test_parts_give_what_the_whole_gives(query_weight, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    queries, labels, known = (rng.normal(size=(n, 8)).astype(np.float32) for n in (23, 40, 30))
+    targets = scipy.sparse.random(30, 40, 0.1, "csr", random_state=rng)
+    settings = config.base().retrieval
+    settings.kind, settings.query_weight = "exact", query_weight
+    searcher = search.Searcher.build(labels, known, targets, settings)
+    whole = searcher.search(queries, 7)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(search, "QUERIES_PER_PART", 5)
+    parts = searcher.search(queries, 7, "search labels")
+    np.testing.assert_array_equal(parts.ids, whole.ids)
+    np.testing.assert_allclose(parts.scores, whole.scores, rtol=1e-6)
+    assert "search labels: 23/23 queries" in capsys.readouterr().err
+    assert searcher.search(queries[:0], 7, "none").ids.shape == (0, 7)
