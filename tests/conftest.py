@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -44,6 +45,19 @@ def single_mesh():
 
     with sharding.use(sharding.make_mesh(devices=jax.devices()[:1])) as mesh:
         yield mesh
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A Chromium (`apt install chromium`, extra `dev`); tests that need one are skipped without."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no Chromium")
+    with playwright.sync_playwright() as tools:
+        browser = tools.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(params=[(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=lambda sizes: "x".join(map(str, sizes)))

@@ -17,7 +17,7 @@ from vixml_jax import config as config_lib
 from vixml_jax.errors import UserError
 from vixml_jax.prepare import prepare
 from vixml_jax.report import CURVES, write_report
-from vixml_jax.report_charts import Series, escape, line_chart
+from vixml_jax.report_charts import Series, _tick, escape, line_chart
 from vixml_jax.report_examples import EXAMPLES, FIRST, examples
 from vixml_jax.report_published import published
 from vixml_jax.report_runs import RunFiles
@@ -309,3 +309,9 @@ def test_charts_stay_inside_their_frame(points):
     assert (places[:, 0] <= 460).all()
     assert (places[:, 1] <= 270).all()
     Reader(drawn)
+
+
+def test_small_ticks_are_short():
+    ticks = [0.0, 5e-5, 1e-4, 1.5e-4]
+    assert [_tick(tick, ticks) for tick in ticks] == ["0", "5e-5", "1e-4", "1.5e-4"]
+    assert [_tick(tick, [0.995, 0.996]) for tick in (0.995, 1.0)] == ["0.995", "1.000"]

@@ -193,7 +193,10 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def _tick(value: float, ticks: Sequence[float]) -> str:
-    """A tick's label, with as many decimals as its axis needs."""
+    """A tick's label, with as many decimals as its axis needs; 1.5e-4 where that would be many."""
     step = ticks[1] - ticks[0]
+    if step < 1e-3 and max(map(abs, ticks)) < 1e-2:
+        mantissa, _, exponent = f"{value:.3e}".partition("e")
+        return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
     decimals = next(d for d in range(8) if d == 7 or abs(round(step, d) - step) < 1e-9)
     return f"{value:,.{decimals}f}"
