@@ -11,12 +11,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vixml_jax import config as config_lib
 from vixml_jax import files, sharding
 from vixml_jax.data import image_bank, prompt, token_bank
-from vixml_jax.data.dataset import Split, XmcDataset
+from vixml_jax.data.dataset import ImageColumn, Split, XmcDataset
 from vixml_jax.data.items import ItemBank
 from vixml_jax.data.packing import Template
 from vixml_jax.data.pictures import Picture
@@ -163,20 +164,13 @@ def item_bank(
     tokens = token_bank.build_or_load(
         split.text_of(fields), tokenizer, config.text.max_tokens, cache, [*key, *fields]
     )
-    images = None
-    if config.vision.images:
-        images = picture_bank(config, split.images, cache, key)
+    images = picture_bank(config, split.images, cache, name) if config.vision.images else None
     return ItemBank(tokens, template, images, config.vision.images)
 
 
-def picture_bank(
-    config: ConfigDict, images: Sequence[Sequence[Picture]], cache: Path, key: list
-) -> image_bank.ImageBank:
-    """Reads the frozen vision tower's embeddings of `images` from `cache`, or computes them."""
-    # Of a tower that trains the bank holds what goes into it: pixels.
-    tower = tower_fingerprint(config.vision.checkpoint) if config.vision.train == "none" else "pixels"
-    key = [*key, tower]
-    return image_bank.build_or_load(images, vision_tower(config), cache_dir=cache, key_parts=key)
+def picture_bank(config: ConfigDict, images: ImageColumn, cache: Path, name: str) -> image_bank.ImageBank:
+    """Reads the frozen vision tower's embeddings of `images` from `cache`; computes those that it lacks."""
+    return image_bank.build_or_load(images, vision_tower(config), cache, name)
 
 
 def pictures_in_memory(config: ConfigDict, images: Sequence[Sequence[Picture]]) -> image_bank.ImageBank:
@@ -191,33 +185,47 @@ def pictures_in_memory(config: ConfigDict, images: Sequence[Sequence[Picture]]) 
 def vision_tower(config: ConfigDict) -> image_bank.FrozenTower:
     """Returns what fills an image bank: the config's vision tower, loaded when the first picture comes.
 
-    Of a tower that trains, the model itself turns pixels into embeddings: the bank holds the pixels, as they
-    are after preprocessing.
+    Batches are split over the devices of the mesh that is set, or of one over all devices; weights lie as the
+    table says. Of a tower that trains, the model itself turns pixels into embeddings: the bank holds the
+    pixels, as they are after preprocessing.
     """
-    name = config.vision.checkpoint
-    vision = hub.vision_config(name)
+    name, dtype = config.vision.checkpoint, config.vision.dtype
     if config.vision.train != "none":
-        size = vision.image_size
-        pixels = lambda pixels: np.asarray(pixels, np.float32).reshape(len(pixels), -1)  # noqa: E731
-        return image_bank.FrozenTower(pixels, vision.preprocessing, size * size * 3, config.vision.batch_size)
-    return image_bank.FrozenTower(
-        vision_embedder(name), vision.preprocessing, vision.dim, config.vision.batch_size
-    )
+        vision = hub.vision_config(name)
+        flat = lambda pixels: pixels.reshape(len(pixels), -1)  # noqa: E731
+        dim = vision.image_size**2 * 3
+        size = config.vision.batch_size
+        return image_bank.FrozenTower(flat, vision.preprocessing, dim, size, {"pixels": True})
+    with sharding.ensure() as mesh:
+        return _vision_tower(name, dtype, config.vision.batch_size, mesh)
 
 
 @functools.lru_cache(maxsize=1)
-def vision_embedder(name: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns pixels [B, H, W, 3] -> float32 embeddings [B, V]; the tower is loaded at first use."""
+def _vision_tower(name: str, dtype: str, batch_size: int, mesh: Mesh) -> image_bank.FrozenTower:
+    vision = hub.vision_config(name)
 
     @functools.cache
     def load() -> Callable[[np.ndarray], jax.Array]:
-        tower = hub.load_vision_tower(name)
-        return jax.jit(lambda pixels: tower(pixels))
+        tower = hub.load_vision_tower(name, dtype, param_dtype=dtype)
+        embed = jax.jit(lambda tower, pixels: tower.embed(pixels), out_shardings=sharding.replicated(mesh))
+        return functools.partial(embed, tower)
 
-    return lambda pixels: np.asarray(load()(pixels), np.float32)
+    def embed(pixels: np.ndarray) -> jax.Array:
+        # A few new pictures need not divide by the number of devices.
+        is_split = len(pixels) % sharding.num_row_shards(mesh) == 0
+        with sharding.use(mesh):
+            where = sharding.rows(mesh, 4) if is_split else sharding.replicated(mesh)
+            return load()(jax.device_put(pixels, where))
+
+    return image_bank.FrozenTower(
+        embed,
+        vision.preprocessing,
+        vision.dim,
+        sharding.round_up(batch_size, sharding.num_row_shards(mesh)),
+        {"weights": tower_fingerprint(name), "shape": hub.tower_config_to_json(vision), "dtype": dtype},
+    )
 
 
-@functools.lru_cache(maxsize=4)
 def tower_fingerprint(name: str) -> str:
     """Names a checkpoint by its content: a changed file is another tower."""
     if name.startswith("random:"):
@@ -225,6 +233,14 @@ def tower_fingerprint(name: str) -> str:
     digest = hashlib.sha256()
     for file in sorted(Path(hub.resolve(name)).glob("*")):
         if file.name == "config.json" or file.suffix == ".safetensors":
-            with open(file, "rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            status = file.stat()
+            digest.update(_file_digest(file, status.st_size, status.st_mtime_ns))
     return digest.hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=256)
+def _file_digest(file: Path, size: int, mtime_ns: int) -> bytes:
+    """SHA-256 of a file, read again when it looks changed."""
+    del size, mtime_ns
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()

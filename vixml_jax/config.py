@@ -80,6 +80,7 @@ def base() -> ConfigDict:
         0.0  # chance that a training item comes without its pictures: serves items without any
     )
     vision.batch_size = 64  # pictures a device call while the image bank is filled
+    vision.dtype = "float32"  # of the tower's weights and computation: or "bfloat16", for accelerators
 
     config.prototype = prototype = ConfigDict()
     prototype.kind = (
@@ -229,6 +230,7 @@ def validate(config: ConfigDict) -> None:
         "text.train": ("full", "lora", "none"),
         "vision.fusion": ("early", "late"),
         "vision.train": ("none", "lora", "full"),
+        "vision.dtype": ("float32", "bfloat16"),
         "prototype.kind": ("prime", "dexa", "none"),
         "prototype.init": ("xavier", "labels"),
         "loss.name": ("prime", "triplet", "info_nce", "decoupled_softmax", "sigmoid"),

@@ -11,6 +11,7 @@ Examples:
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ def prepare(
             report = folder.report.as_json()
             files.write_json(directory / dataset_lib.META, meta)
             files.write_json(directory / dataset_lib.REPORT, {**meta, **report})
+            _keep_embeddings(out, directory)
     except OSError as error:
         raise UserError(f"cannot be used ({error.strerror or error})", file=error.filename or out) from error
     return {**meta, "problems": report["problems"], "notes": report["notes"], "unchanged": False}
@@ -137,6 +139,19 @@ def table(report: dict[str, Any]) -> str:
     lines += [f"note: {note}" for note in report["notes"]]
     lines += [f"{count:,} x {problem}" for problem, count in report["problems"].items()]
     return "\n".join(lines)
+
+
+def _keep_embeddings(old: Path, new: Path) -> None:
+    """Hands the embeddings of pictures on to the dataset that replaces `old`: they go by content."""
+
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:  # a file system without hard links
+            shutil.copy2(source, target)
+
+    for store in (old / "derived").glob("images-*"):
+        shutil.copytree(store, new / "derived" / store.name, copy_function=link)
 
 
 def _occupied(out: Path) -> bool:

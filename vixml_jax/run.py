@@ -142,7 +142,9 @@ def start(config: ConfigDict, dataset: XmcDataset, workdir: Path, mesh: Mesh) ->
         num_queries=len(dataset.train),
         dataset=dataset.fingerprint,
         base_fingerprint=banks_lib.tower_fingerprint(config.text.checkpoint),
-        vision_fingerprint=banks_lib.tower_fingerprint(config.vision.checkpoint),
+        vision_fingerprint=(
+            banks_lib.tower_fingerprint(config.vision.checkpoint) if config.vision.train != "none" else ""
+        ),
         layout=layout.to_json(),
         longest=layout.longest(config),
         image_features=features,
@@ -255,12 +257,12 @@ def empty_tables(spec: ModelSpec, mesh: Mesh) -> Tables:
 def _feature_sample(banks: list[ImageBank], seed: int) -> np.ndarray:
     """Returns the embeddings of some pictures, float32 [n, V], each bank giving in proportion to its size."""
     rng = np.random.default_rng(seed)
-    total = sum(len(bank.rows) for bank in banks)
-    share = min(1.0, PROJECTION_SAMPLE / max(total, 1))
+    used = [bank.used_rows() for bank in banks]
+    share = min(1.0, PROJECTION_SAMPLE / max(sum(map(len, used)), 1))
     parts = []
-    for bank in banks:
-        chosen = rng.choice(len(bank.rows), math.ceil(share * len(bank.rows)), replace=False)
-        parts.append(np.asarray(bank.rows[np.sort(chosen)], np.float32))
+    for bank, rows in zip(banks, used, strict=True):
+        chosen = rng.choice(len(rows), math.ceil(share * len(rows)), replace=False)
+        parts.append(np.asarray(bank.rows[rows[np.sort(chosen)]], np.float32))
     return np.concatenate(parts)
 
 

@@ -353,7 +353,9 @@ def test_filter_pairs_outside_are_named(tmp_path, pair, problem):
 
 
 def pictures_of(folder, record):
-    return list(folder.images.read(record.images, record.file))
+    found = folder.images.read(record.images, check=True)
+    folder.images.report(record.images, record.file, found)
+    return [picture.data for picture in found]
 
 
 def test_pictures_keep_order_and_place(tmp_path):
@@ -391,7 +393,14 @@ def test_files_that_are_no_pictures_count_as_missing(tmp_path):
     image_list(tmp_path, "trn", [("a", "page.jpg"), ("a", "empty.jpg"), ("a", "dir.jpg"), ("a", ""), ("b",)])
     splits, folder = read(tmp_path)
     assert pictures_of(folder, splits["train"][0]) == [b""] * 4
-    assert [line for _, line, _ in findings(folder)] == [6, 2, 3, 5]
+    assert [line for _, line, _ in findings(folder)] == [6, 2, 3, 4, 5]
+    named = [(finding.name, finding.problem) for finding in folder.report.rejected[1:]]
+    assert named == [
+        ("page.jpg", "not a picture of a known format"),
+        ("empty.jpg", "an empty file"),
+        ("dir.jpg", "a directory"),
+        ("", "not a path"),
+    ]
 
 
 @pytest.mark.parametrize("text", ["a,1.png\n", "", "id,path\na,1.png\n"])

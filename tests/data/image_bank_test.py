@@ -1,21 +1,26 @@
+"""The image bank against one picture at a time; and how often the tower is asked."""
+
+import hashlib
 import io
-import zlib
+import json
+import logging
 
 import ml_dtypes
 import numpy as np
 import pytest
 from PIL import Image
 
-from vixml_jax.data import image_bank, pictures
-from vixml_jax.data.image_bank import FrozenTower, ImageBank
+from vixml_jax.data import image_bank
+from vixml_jax.data.image_bank import FrozenTower, ImageBank, dense_slots
+from vixml_jax.errors import UserError
 
 PREPROCESSING = {"size": 8, "mean": (0.5, 0.4, 0.3), "std": (0.5, 0.6, 0.7)}
 DIM = 5
 
 
-def picture(colour, size=(8, 8), form="PNG", mode="RGB", **options):
+def picture(colour, size=(8, 8)):
     buffer = io.BytesIO()
-    Image.new(mode, size, colour).save(buffer, form, **options)
+    Image.new("RGB", size, colour).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -25,17 +30,46 @@ def embed(pixels):
                      pixels[:, 0].mean((1, 2)), pixels.std((1, 2, 3))], axis=1)  # fmt: skip
 
 
+class Watched:
+    """Counts the pictures that the tower embeds."""
+
+    def __init__(self, batch_size=4, made_from="a", size=8):
+        self.calls = []
+        preprocessing = {**PREPROCESSING, "size": size}
+        self.tower = FrozenTower(self._embed, preprocessing, DIM, batch_size, {"weights": made_from})
+
+    def _embed(self, pixels):
+        self.calls.append(pixels.shape)
+        return embed(pixels)
+
+
+class Stored(list):
+    """Items of encoded pictures, as a prepared dataset has them; b"" for one that is not there."""
+
+    def digests(self):
+        names = [hashlib.sha256(data).digest()[:16] if data else bytes(16) for item in self for data in item]
+        return np.frombuffer(b"".join(names), np.uint8).reshape(-1, 16), np.array(list(map(len, self)))
+
+    def name(self, item, place):
+        return {"row": item, "picture": place + 1}
+
+
 @pytest.fixture
 def items():
-    """Items with none to four pictures, some of them missing or no pictures."""
+    """Items with none to four pictures, some of them missing, no pictures, or seen before."""
     rng = np.random.default_rng(0)
-    rows = []
+    rows = Stored()
     for count in (0, 1, 3, 0, 2, 4, 1, 1, 3):
         rows.append([picture(tuple(map(int, rng.integers(0, 255, 3)))) for _ in range(count)])
     rows[2][1] = b""
     rows[4][0] = b"<html>not found</html>"
     rows[6] = [b""]
+    rows[7][0] = rows[5][2]
+    rows[8][2] = rows[4][0]
     return rows
+
+
+READABLE = 10  # distinct ones of `items`
 
 
 def slow_embeddings(items):
@@ -58,12 +92,9 @@ def slow_embeddings(items):
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
 @pytest.mark.parametrize("max_images", [1, 3, 9])
 def test_the_bank_holds_every_readable_picture(items, tmp_path, batch_size, max_images):
-    tower = FrozenTower(embed, PREPROCESSING, DIM, batch_size)
-    banks = [
-        image_bank.build(items, tower),
-        image_bank.build_or_load(items, tower, cache_dir=tmp_path, key_parts=["a"]),
-    ]
-    chosen = np.array([5, 0, 2, 2, 8, 4, 6])
+    tower = Watched(batch_size).tower
+    banks = [image_bank.build(items, tower), image_bank.build_or_load(items, tower, tmp_path, "train")]
+    chosen = np.array([5, 0, 2, 2, 8, 4, 6, 7])
     expected = slow_embeddings(items)
     for bank in banks:
         assert len(bank) == len(items)
@@ -78,91 +109,124 @@ def test_the_bank_holds_every_readable_picture(items, tmp_path, batch_size, max_
                     features[row, place].astype(np.float32), vector.astype(np.float32), atol=0.01
                 )
             assert not features[row, len(wanted) :].any()
+        used = bank.rows[bank.used_rows()].astype(np.float32)
+        np.testing.assert_allclose(
+            used, np.concatenate([i for i in expected if i]).astype(np.float32), atol=0.01
+        )
 
 
-def test_the_tower_always_sees_batches_of_one_size_and_runs_once(items, tmp_path):
-    shapes = []
+def test_a_picture_is_embedded_once_wherever_it_is_shown(items, tmp_path):
+    watched = Watched()
+    first = image_bank.build_or_load(items, watched.tower, tmp_path, "train")
+    assert set(watched.calls) == {(4, 8, 8, 3)}  # always as many, so that it compiles once
+    assert len(watched.calls) == -(-(READABLE + 1) // 4)
+    assert len(first.rows) == READABLE
+    assert isinstance(first.rows, np.memmap)  # mapped, not read
+    assert isinstance(first.slots, np.memmap)
 
-    def watched(pixels):
-        shapes.append(pixels.shape)
+    watched.calls.clear()
+    second = image_bank.build_or_load(items, watched.tower, tmp_path, "train")
+    np.testing.assert_array_equal(first.slots, second.slots)
+    view = Stored(items[row] for row in (8, 2, 5))  # held-out rows, another split
+    held = image_bank.build_or_load(view, watched.tower, tmp_path, "test")
+    np.testing.assert_array_equal(held.slots, first.slots[[8, 2, 5], : held.slots.shape[1]])
+    assert not watched.calls
+
+    changed = Stored(map(list, items))
+    changed[5][0] = picture((1, 2, 3))
+    after = image_bank.build_or_load(changed, watched.tower, tmp_path, "train")
+    assert len(watched.calls) == 1
+    assert len(after.rows) == READABLE + 1
+    assert after.slots[5, 0] == READABLE
+    for other in (Watched(made_from="b"), Watched(size=6)):
+        image_bank.build_or_load(items, other.tower, tmp_path, "train")
+        assert len(other.calls) == -(-(READABLE + 1) // 4)
+
+
+def test_a_stopped_bank_goes_on_where_it_stopped(items, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    calls = 0
+
+    def dying(pixels):
+        nonlocal calls
+        calls += 1
+        if calls > 3:  # two calls are fetched by then
+            raise Killed
         return embed(pixels)
 
-    tower = FrozenTower(watched, PREPROCESSING, DIM, 4)
-    first = image_bank.build_or_load(items, tower, cache_dir=tmp_path, key_parts=["a"])
-    assert set(shapes) == {(4, 8, 8, 3)}
-    shapes.clear()
-    second = image_bank.build_or_load(items, tower, cache_dir=tmp_path, key_parts=["a"])
-    assert not shapes
-    np.testing.assert_array_equal(first.rows.view(np.uint16), second.rows.view(np.uint16))
-    image_bank.build_or_load(items, tower, cache_dir=tmp_path, key_parts=["b"])
-    assert shapes
+    watched = Watched(2)
+    tower = FrozenTower(dying, PREPROCESSING, DIM, 2, watched.tower.made_from)
+    with pytest.raises(Killed):
+        image_bank.build_or_load(items, tower, tmp_path, "train")
+    bank = image_bank.build_or_load(items, watched.tower, tmp_path, "train")
+    assert len(watched.calls) == -(-(READABLE + 1) // 2) - 2
+    whole = image_bank.build_or_load(items, watched.tower, tmp_path / "whole", "train")
+    assert bank.rows.tobytes() == whole.rows.tobytes()
+    assert bank.slots.tobytes() == whole.slots.tobytes()
+
+
+def test_what_cannot_be_read_is_reported(items, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        bank = image_bank.build_or_load(items, Watched().tower, tmp_path, "train")
+        report = json.loads(next(tmp_path.glob("*/report-train.json")).read_text())
+    assert report == {
+        "pictures": 13, "distinct": READABLE + 1, "not_there": 2,
+        "unreadable": [
+            {"row": row, "picture": place, "problem": "not a picture of a known format", "detail": ""}
+            for row, place in ((4, 1), (8, 3))
+        ],
+    }  # fmt: skip
+    assert "2 of pictures of train" in caplog.text
+    assert "row 8, picture 3: not a picture" in caplog.text
+    assert bank.slots[8].tolist()[2:] == [-1, -1]
+    caplog.clear()
+    image_bank.build([["no/such.png", b"", picture("red")]], Watched().tower)
+    assert "no/such.png: no such file" in caplog.text
 
 
 def test_items_without_any_picture(tmp_path):
-    bank = image_bank.build([[], [], [b""]], FrozenTower(embed, PREPROCESSING, DIM, 2))
-    assert isinstance(bank, ImageBank)
-    features, present = bank.take(np.array([2, 0]), 3)
-    assert features.shape[0] == 2
-    assert not present.any()
-    assert bank.rows.shape == (0, DIM)
+    for items in ([[], [], []], [[], []], []):
+        for bank in (
+            image_bank.build(items, Watched().tower),
+            image_bank.build_or_load(Stored(items), Watched().tower, tmp_path, "train"),
+        ):
+            assert isinstance(bank, ImageBank)
+            assert bank.rows.shape == (0, DIM)
+            assert len(bank) == len(items)
+            if items:
+                features, present = bank.take(np.array([len(items) - 1, 0]), 3)
+                assert len(features) == 2
+                assert not present.any()
 
 
-@pytest.mark.parametrize("size", [(16, 4), (4, 16), (3, 3), (40, 40)])
-def test_a_picture_is_fitted_and_padded_with_white(size):
-    pixels = pictures.to_pixels(Image.new("RGB", size, (0, 0, 0)), **PREPROCESSING)
-    assert pixels.shape == (8, 8, 3)
-    assert pixels.dtype == np.float32
-    mean, std = np.array(PREPROCESSING["mean"]), np.array(PREPROCESSING["std"])
-    white, black = (1 - mean) / std, -mean / std
-    is_white = np.isclose(pixels, white, atol=1e-5).all(-1)
-    is_black = np.isclose(pixels, black, atol=1e-5).all(-1)
-    assert (is_white | is_black).all()
-    assert is_black.sum() == {(16, 4): 16, (4, 16): 16}.get(size, 64)
-    assert is_black[4, 4]  # in the middle
-
-
-def test_pictures_of_every_mode():
-    red = np.array([255, 0, 0])
-    for data in (
-        picture((255, 0, 0)),
-        picture((255, 0, 0), form="JPEG", quality=95),
-        picture((255, 0, 0), form="GIF"),
-        picture((255, 0, 0, 255), mode="RGBA"),
-        picture((0, 255, 255, 0), mode="CMYK", form="TIFF"),
+def test_items_with_missing_pictures_only(tmp_path):
+    items = [[], [b"", b""], [b""]]
+    for bank in (
+        image_bank.build(items, Watched().tower),
+        image_bank.build_or_load(Stored(items), Watched().tower, tmp_path, "train"),
     ):
-        image = pictures.decode(data)
-        assert image is not None
-        assert np.abs(np.asarray(image) - red).max() < 8
-    transparent = pictures.decode(picture((255, 0, 0, 0), mode="RGBA"))
-    assert np.asarray(transparent).min() == 255  # on white
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(buffer, "PNG")
-    assert abs(int(np.asarray(pictures.decode(buffer.getvalue()))[0, 0, 0]) - 40_000 / 257) < 2
-    assert np.asarray(pictures.decode(Image.new("L", (2, 2), 7))).max() == 7
+        assert len(bank.used_rows()) == 0
+        assert not bank.take(np.array([2, 1]), 3)[1].any()
 
 
-def test_a_turned_photograph_is_set_upright():
-    image = Image.new("RGB", (6, 2))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", exif=exif)
-    assert pictures.decode(buffer.getvalue()).size == (2, 6)
+def test_slots_are_laid_out_item_by_item():
+    rows, counts = np.array([4, -1, 2, 9, -1, -1, 0]), np.array([3, 0, 1, 2, 1])
+    slots = dense_slots(rows, counts)
+    assert slots.dtype == np.int32
+    assert slots.tolist() == [[4, 2], [-1, -1], [9, -1], [-1, -1], [0, -1]]
 
 
-def bomb():
-    """A PNG of a few hundred bytes that claims 100,000 x 100,000 pixels."""
-
-    def chunk(kind, body):
-        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
-
-    side = (100_000).to_bytes(4, "big")
-    header = chunk(b"IHDR", side + side + bytes([8, 2, 0, 0, 0]))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+def test_a_tower_that_overflows_is_refused(items, tmp_path):
+    tower = FrozenTower(lambda pixels: embed(pixels) * np.float32(np.inf), PREPROCESSING, DIM, 4)
+    with np.errstate(invalid="ignore"), pytest.raises(UserError, match="not finite"):
+        image_bank.build_or_load(items, tower, tmp_path, "train")
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"GIF89a", b"<html>", picture("red")[:40], bomb(), "no/such/file.png"], ids=repr
-)
-def test_what_is_no_picture_is_missing(data):
-    assert pictures.decode(data) is None
+def test_embeddings_that_are_gone_are_missed(items, tmp_path):
+    image_bank.build_or_load(items, Watched().tower, tmp_path, "train")
+    for file in tmp_path.glob("*/rows.bin"):
+        file.unlink()
+    with pytest.raises(UserError, match="are gone"):
+        image_bank.build_or_load(items, Watched().tower, tmp_path, "train")

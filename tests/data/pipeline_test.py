@@ -13,7 +13,7 @@ import scipy.sparse
 
 from vixml_jax import sharding
 from vixml_jax.data import pipeline
-from vixml_jax.data.image_bank import ImageBank
+from vixml_jax.data.image_bank import ImageBank, dense_slots
 from vixml_jax.data.items import ItemBank
 from vixml_jax.data.packing import Template
 from vixml_jax.data.pipeline import EpochSource, TrainingData
@@ -26,9 +26,9 @@ UNLABELLED = (5, 20)
 
 def _bank(rng: np.random.Generator, count: int) -> ItemBank:
     tokens = [rng.integers(1, 99, rng.integers(1, 9)) for _ in range(count)]
-    pictures = [rng.normal(size=rng.integers(0, 3) * IMAGE_DIM) for _ in range(count)]
-    bits = [values.astype(ml_dtypes.bfloat16).view(np.uint16) for values in pictures]
-    images = ImageBank(Ragged.from_rows(bits, np.uint16), IMAGE_DIM)
+    pictures = rng.integers(0, 3, count)
+    rows = rng.normal(size=(pictures.sum(), IMAGE_DIM)).astype(ml_dtypes.bfloat16)
+    images = ImageBank(rows, dense_slots(np.arange(len(rows)), pictures))
     return ItemBank(Ragged.from_rows(tokens, np.int32), Template(), images, max_images=2)
 
 

@@ -117,7 +117,7 @@ def test_the_whole(server, raw, tmp_path):
     # `vixml prepare` finds each picture where it belongs.
     folder = formats.open_raw(raw)
     found = {
-        (split, record.uid): list(folder.images.read(record.images, record.file))
+        (split, record.uid): [picture.data for picture in folder.images.read(record.images, check=True)]
         for split in folder.splits
         for record in folder.records(split)
     }

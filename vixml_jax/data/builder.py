@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import logging
 import os
 import re
@@ -23,13 +24,18 @@ import scipy.sparse
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
 
+from vixml_jax.data.ahead import mapped_ahead
+from vixml_jax.data.embedding_store import DIGEST_BYTES, NOTHING
 from vixml_jax.data.formats import RawFolder, Record
 from vixml_jax.data.ragged import RaggedWriter
+from vixml_jax.data.raw_images import RawPicture
 from vixml_jax.errors import UserError
 from vixml_jax.progress import Progress
 
 VERSION = "1.0.0"
 TEXT_FIELDS = ("uid", "title", "content")
+# Rows whose pictures a thread reads at a time: text-only rows should not cost a task each.
+ROWS_PER_TASK = 16
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -95,11 +101,12 @@ with registered.skip_registration():
                 _SplitWriter(self._columns, split) as writer,
                 Progress(folder.sizes[split], f"prepare {split}") as progress,
             ):
-                for row, record in enumerate(folder.records(split)):
-                    images = list(folder.images.read(record.images, record.file))
-                    for image in images:
-                        self.image_digest.update(hashlib.sha256(image).digest())
-                    writer.append(record, images)
+                for row, (record, pictures) in enumerate(_with_pictures(folder, split, check=True)):
+                    folder.images.report(record.images, record.file, pictures)
+                    for picture in pictures:
+                        self.image_digest.update(picture.digest)
+                    images = [picture.data for picture in pictures]
+                    writer.append(record, pictures)
                     progress.update()
                     yield (
                         row,
@@ -124,6 +131,7 @@ class _SplitWriter(contextlib.ExitStack):
         columns = directory / "columns" / split
         self._texts = [self.enter_context(RaggedWriter(columns / field, np.uint8)) for field in TEXT_FIELDS]
         self._image_sizes = self.enter_context(RaggedWriter(columns / "image_sizes", np.int64))
+        self._image_digests = self.enter_context(RaggedWriter(columns / "image_digests", np.uint8))
         self._labels, self._ends = array("i"), array("q", [0])
         self.counts = {
             "rows": 0,
@@ -134,17 +142,19 @@ class _SplitWriter(contextlib.ExitStack):
             "images_missing": 0,
         }
 
-    def append(self, record: Record, images: list[bytes]) -> None:
+    def append(self, record: Record, pictures: list[RawPicture]) -> None:
         for writer, text in zip(self._texts, (record.uid, record.title, record.content), strict=True):
             writer.append(text.encode())
-        self._image_sizes.append(np.array([len(image) for image in images], np.int64))
+        self._image_sizes.append(np.array([len(picture.data) for picture in pictures], np.int64))
+        digests = (picture.digest[:DIGEST_BYTES] if picture.data else NOTHING for picture in pictures)
+        self._image_digests.append(b"".join(digests))
         self._labels.frombytes(np.ascontiguousarray(record.targets, np.int32).tobytes())
         self._ends.append(len(self._labels))
-        present = sum(1 for image in images if image)
+        present = sum(1 for picture in pictures if picture.data)
         self.counts["rows"] += 1
         self.counts["rows_with_images"] += present > 0
         self.counts["images"] += present
-        self.counts["images_missing"] += len(images) - present
+        self.counts["images_missing"] += len(pictures) - present
         self.counts["positives"] += len(record.targets)
         self.counts["rows_without_labels"] += not len(record.targets)
 
@@ -196,10 +206,27 @@ def image_digest(folder: RawFolder) -> str:
     """Returns the SHA-256 of a folder's pictures as `write` computes it, without writing anything."""
     digest = hashlib.sha256()
     for split in folder.splits:
-        for record in folder.records(split):
-            for image in folder.images.read(record.images, record.file):
-                digest.update(hashlib.sha256(image).digest())
+        for _, pictures in _with_pictures(folder, split, check=False):
+            for picture in pictures:
+                digest.update(picture.digest)
     return digest.hexdigest()
+
+
+def _with_pictures(
+    folder: RawFolder, split: str, *, check: bool
+) -> Iterator[tuple[Record, list[RawPicture]]]:
+    """Yields the rows of a split with their pictures, which threads read some rows ahead, and check."""
+
+    def chunks() -> Iterator[list[Record]]:
+        records = folder.records(split)
+        while chunk := list(itertools.islice(records, ROWS_PER_TASK)):
+            yield chunk
+
+    def read(chunk: list[Record]) -> list[tuple[Record, list[RawPicture]]]:
+        return [(record, folder.images.read(record.images, check=check)) for record in chunk]
+
+    for chunk in mapped_ahead(read, chunks(), per_thread=2):
+        yield from chunk
 
 
 def tfds_name(name: str) -> str:

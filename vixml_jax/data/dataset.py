@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse
 
 from vixml_jax import files
+from vixml_jax.data.embedding_store import DIGEST_BYTES, NOTHING
 from vixml_jax.data.label_matrix import spans
 from vixml_jax.data.ragged import Ragged
 from vixml_jax.errors import UserError
@@ -37,14 +38,31 @@ class Store:
         self._records: dict[str, Any] = {}
 
     def column(self, split: str, field: str) -> Ragged:
-        """Returns a memory-mapped column of a whole split: UTF-8 bytes of a text field, or `image_sizes`."""
+        """Returns a memory-mapped column of a whole split.
+
+        UTF-8 bytes of a text field; `image_sizes`, bytes of each picture; `image_digests`, 16 bytes for each.
+        """
         if (split, field) not in self._columns:
             directory = self._directory / "columns" / split / field
-            if split == "test" and not directory.is_dir():  # a raw folder may come without test rows
+            if split == "test" and not directory.parent.is_dir():  # a raw folder may come without test rows
                 self._columns[split, field] = Ragged(np.zeros(0, np.uint8), np.zeros(1, np.int64))
             else:
+                if field == "image_digests" and not directory.is_dir():
+                    self._write_digests(split, directory)
                 self._columns[split, field] = Ragged.load(directory)
         return self._columns[split, field]
+
+    def _write_digests(self, split: str, directory: Path) -> None:
+        """Names the pictures of a dataset that was prepared before pictures had digests."""
+        sizes = self.column(split, "image_sizes")
+        names = []
+        for row in range(len(sizes)):
+            images = self.records(split)[row]["images"] if sizes[row].any() else [b""] * len(sizes[row])
+            digests = (
+                hashlib.sha256(image).digest()[:DIGEST_BYTES] if image else NOTHING for image in images
+            )
+            names.append(np.frombuffer(b"".join(digests), np.uint8))
+        Ragged.from_rows(names, np.uint8).save(directory)
 
     def records(self, split: str) -> Any:
         """Returns the TFDS data source of a split."""
@@ -131,6 +149,23 @@ class ImageColumn(Sequence[list[bytes]]):
         present = np.concatenate(([0], np.cumsum(np.asarray(self._sizes.values) > 0)))
         counts = np.diff(present[np.asarray(self._sizes.offsets)])
         return counts if self._rows is None else counts[self._rows]
+
+    def digests(self) -> tuple[np.ndarray, np.ndarray]:
+        """Names the view's pictures by the content of their files; opens no records.
+
+        Returns:
+          uint8 [P, 16], an item after the other, zeros for a missing picture; and how many every item has,
+          missing ones counted in, int64 [N].
+        """
+        column = self._store.column(self._split, "image_digests")
+        values, lengths = column.take(np.arange(len(column)) if self._rows is None else self._rows)
+        return values.reshape(-1, DIGEST_BYTES), lengths // DIGEST_BYTES
+
+    def name(self, item: int, place: int) -> dict[str, Any]:
+        """Says which picture it is: split, row of the whole split, uid, and number within the row, from 1."""
+        row = item if self._rows is None else int(self._rows[item])
+        uid = self._store.column(self._split, "uid")[row].tobytes().decode()
+        return {"split": self._split, "row": row, "uid": uid, "picture": place + 1}
 
     @overload
     def __getitem__(self, index: int) -> list[bytes]: ...

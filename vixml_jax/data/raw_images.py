@@ -1,16 +1,17 @@
-"""Pictures of a raw folder: lists of paths by uid, and reading the files without decoding them."""
+"""Pictures of a raw folder: lists of paths by uid, and the bytes of the files."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import os
 from array import array
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from vixml_jax.data import fields
+from vixml_jax.data import fields, pictures
+from vixml_jax.data.pictures import UnreadablePicture
 from vixml_jax.data.report import Report
 from vixml_jax.data.text_lines import TextFile
 from vixml_jax.errors import UserError
@@ -96,8 +97,22 @@ class ImageList:
         self._images[number].append(image)
 
 
+class RawPicture(NamedTuple):
+    """A picture as it lies in a raw folder.
+
+    Attributes:
+      data: the bytes of its file; empty if it counts as missing.
+      digest: SHA-256 of what was read, whether it can be used or not.
+      problem: why it cannot be used; None also for a file that is not there.
+    """
+
+    data: bytes
+    digest: bytes
+    problem: UnreadablePicture | None = None
+
+
 class ImageReader:
-    """Reads pictures of a raw folder as the bytes that lie on disk.
+    """Reads pictures of a raw folder as the bytes that lie on disk; safe to share between threads.
 
     Args:
       root: the raw folder; relative paths start there and must stay inside.
@@ -107,37 +122,50 @@ class ImageReader:
     def __init__(self, root: str | os.PathLike[str], report: Report):
         self._root, self._report = os.path.abspath(root), report
 
-    def read(self, images: list[ImagePath], file: Path) -> Iterator[bytes]:
-        """Yields the bytes of each picture; b"" for a missing one, so that the others keep their places.
+    def read(self, images: list[ImagePath], *, check: bool) -> list[RawPicture]:
+        """Returns the pictures of a row; those that cannot be used keep their places.
 
         Args:
-          images: the pictures of a row.
-          file: the raw file that names them.
+          images: as the raw files name them.
+          check: whether each is decoded, to see whether it can be. What cannot be read counts as missing.
         """
-        for image in images:
-            yield self._read(image, file)
+        return [self._read(image.path, check) for image in images]
 
-    def _read(self, image: ImagePath, file: Path) -> bytes:
-        if not image.path or "\0" in image.path:
-            self._report.reject(file, image.line, "not a path", "counted as missing")
-            return b""
-        path = os.path.normpath(os.path.join(self._root, image.path))
-        if not os.path.isabs(image.path) and not path.startswith(self._root + os.sep):
-            self._report.reject(file, image.line, "a path outside the raw folder", "counted as missing")
-            return b""
-        if not os.path.isfile(path):
-            return b""
+    def report(self, images: list[ImagePath], file: Path, found: list[RawPicture]) -> None:
+        """Notes the pictures of a row that cannot be used, by name and reason.
+
+        Args:
+          images: as the raw files name them.
+          file: the raw file that does.
+          found: what `read` returned.
+        """
+        for image, picture in zip(images, found, strict=True):
+            if picture.problem is not None:
+                self._report.reject(
+                    file, image.line, picture.problem.problem, "counted as missing",
+                    name=image.path, detail=picture.problem.detail,
+                )  # fmt: skip
+
+    def _read(self, path: str, check: bool) -> RawPicture:
+        data = b""
         try:
-            with open(path, "rb") as picture:
-                data = picture.read()
-        except OSError as error:
-            self._report.reject(file, image.line, f"unreadable ({error.strerror})", "counted as missing")
-            return b""
-        if not is_picture(data):
-            # Downloads that failed leave empty files and web pages named .jpg.
-            self._report.reject(file, image.line, "a file that is no picture", "counted as missing")
-            return b""
-        return data
+            data = self._bytes(path)
+            digest = hashlib.sha256(data).digest()
+            if check:
+                pictures.load(data)
+            return RawPicture(data, digest)
+        except FileNotFoundError:
+            return RawPicture(b"", hashlib.sha256(b"").digest())
+        except UnreadablePicture as problem:
+            return RawPicture(b"", hashlib.sha256(data).digest(), problem)
+
+    def _bytes(self, path: str) -> bytes:
+        if not path or "\0" in path:
+            raise UnreadablePicture("not a path")
+        absolute = os.path.normpath(os.path.join(self._root, path))
+        if not os.path.isabs(path) and not absolute.startswith(self._root + os.sep):
+            raise UnreadablePicture("a path outside the raw folder")
+        return pictures.read_file(absolute)
 
 
 def is_picture(data: bytes) -> bool:

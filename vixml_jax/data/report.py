@@ -16,12 +16,16 @@ class Finding(NamedTuple):
       line: one-based.
       problem: what was wrong.
       done: what was done about it.
+      name: of a picture, as the raw folder names it.
+      detail: particulars of the problem.
     """
 
     file: str
     line: int
     problem: str
     done: str
+    name: str = ""
+    detail: str = ""
 
 
 class Report:
@@ -41,9 +45,11 @@ class Report:
         """Notes a row that was kept in a repaired form."""
         self.repaired.append(Finding(self.relative(file), line, problem, done))
 
-    def reject(self, file: Path, line: int, problem: str, done: str = "left out") -> None:
+    def reject(
+        self, file: Path, line: int, problem: str, done: str = "left out", *, name: str = "", detail: str = ""
+    ) -> None:
         """Notes a row, or a part of it, that was not used."""
-        self.rejected.append(Finding(self.relative(file), line, problem, done))
+        self.rejected.append(Finding(self.relative(file), line, problem, done, name, detail))
 
     def note(self, text: str) -> None:
         """Notes something about a whole file."""
@@ -62,6 +68,10 @@ class Report:
         return {
             "notes": self.notes,
             "problems": self.summary(),
-            "repaired": [finding._asdict() for finding in self.repaired],
-            "rejected": [finding._asdict() for finding in self.rejected],
+            "repaired": [_as_json(finding) for finding in self.repaired],
+            "rejected": [_as_json(finding) for finding in self.rejected],
         }
+
+
+def _as_json(finding: Finding) -> dict[str, Any]:
+    return {key: value for key, value in finding._asdict().items() if value != ""}
