@@ -36,7 +36,14 @@ def _state(mesh, seed: int, dim: int = 16, bias: bool = True) -> TrainState:
         query_clusters=row_table(rng.integers(0, 9, 50).astype(np.int32), mesh, fill=-1),
     )
     optimizer = optim.make(
-        lr=1e-3, head_lr=1e-3, weight_decay=0.01, warmup_steps=2, total_steps=9, clip_norm=1.0, eps=1e-6
+        lr=1e-3,
+        vision_lr=1e-3,
+        head_lr=1e-3,
+        weight_decay=0.01,
+        warmup_steps=2,
+        total_steps=9,
+        clip_norm=1.0,
+        eps=1e-6,
     )
 
     def lively(leaf):
