@@ -2,7 +2,7 @@
 
 The start page at / takes a title and pictures and shows the labels. POST /predict takes JSON, with pictures
 as base64, or multipart/form-data; requests that come together are computed together. /healthz says that it
-lives, /metrics what it does (Prometheus). docs/serving.md has the details and the limits.
+lives, /metrics what it does (Prometheus). The flags below set the limits.
 
 It listens on this machine alone unless --host says otherwise, and then without encryption: put it behind a
 proxy. With the environment variable VIXML_TOKEN, or --token_file, clients must send "Authorization: Bearer
