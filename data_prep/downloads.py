@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import re
 from pathlib import Path
@@ -53,12 +52,6 @@ def download(url: str, path: Path, client: Client, *, sha256: str = "", size: in
     os.replace(part, path)
     path.with_name(path.name + STATE).unlink(missing_ok=True)
     return found
-
-
-def sha256_of(path: Path) -> str:
-    """Returns the SHA-256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fill(url: str, path: Path, file: IO[bytes], client: Client, size: int | None) -> None:
@@ -136,7 +129,7 @@ def _lock(file: IO[bytes], path: Path) -> None:
 
 def _checked(path: Path, sha256: str, size: int | None, fix: str) -> str:
     """Returns the SHA-256 of a file that is whole; a part file that is not what it should be is removed."""
-    found_size, found = path.stat().st_size, sha256_of(path)
+    found_size, found = path.stat().st_size, files.sha256(path)
     problem = ""
     if size is not None and found_size != size:
         problem = f"has {found_size:,} bytes instead of {size:,}"

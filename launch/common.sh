@@ -1,7 +1,8 @@
 # Shared by the launch scripts; sourced, not run.
 # shellcheck shell=bash
 
-# What `vixml` returns after a pre-emption (SIGTERM): all is saved, the same command continues (sysexits.h).
+# What a program returns that saved all after SIGTERM, so that the same command continues (sysexits.h). `vixml`
+# does not save on SIGTERM yet: docs/launching.md.
 export PREEMPTED=75
 
 # Prints the comment at the top of the calling script, its help.

@@ -178,7 +178,7 @@ def pictures_in_memory(config: ConfigDict, images: Sequence[Sequence[Picture]]) 
     used = [item[: config.vision.images] for item in images]
     tower, count = vision_tower(config), sum(map(len, used))
     # A service asks for one picture at a time: a power of two of them makes few shapes.
-    size = min(1 << max(count - 1, 0).bit_length(), tower.batch_size)
+    size = min(sharding.power_of_two(count), tower.batch_size)
     return image_bank.build(used, dataclasses.replace(tower, batch_size=size))
 
 
@@ -242,5 +242,4 @@ def tower_fingerprint(name: str) -> str:
 def _file_digest(file: Path, size: int, mtime_ns: int) -> bytes:
     """SHA-256 of a file, read again when it looks changed."""
     del size, mtime_ns
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
+    return bytes.fromhex(files.sha256(file))

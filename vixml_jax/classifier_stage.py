@@ -76,7 +76,7 @@ def train(run: Run, params: nnx.State, tables: Tables, step: int, log: Log) -> n
             seed=config.train.seed,
         )
         propensities = metrics.inverse_propensity(targets, config.dataset.A, config.dataset.B)
-        clusters_N = np.asarray(tables.query_clusters)[:num_queries]
+        clusters_N = tables.clusters_of(num_queries)
         save_every = max(1, settings.epochs // SAVES)
         done = int(state.step)
         with Progress(total_steps, "train classifiers", "steps", initial=done) as progress:
@@ -86,9 +86,7 @@ def train(run: Run, params: nnx.State, tables: Tables, step: int, log: Log) -> n
                     queries_ND,
                     targets,
                     shortlist_NK,
-                    mining.epoch_order(
-                        None if clusters_N[0] < 0 else clusters_N, num_queries, config.train.seed, epoch
-                    ),
+                    mining.epoch_order(clusters_N, num_queries, config.train.seed, epoch),
                     batch_size=settings.batch_size,
                     negatives=settings.negatives,
                     positives=config.loss.positives,
@@ -116,11 +114,10 @@ def load(config: ConfigDict, workdir: Path, spec: ModelSpec, step: int, mesh: Me
     if not settings.epochs:
         return None
     directory = workdir / DIRECTORY
-    if (directory / OF).is_file() and files.read_json(directory / OF) == _origin(config, step):
+    if _is_of(directory, _origin(config, step)):
         with Checkpointer(directory) as checkpointer:
-            if checkpointer.latest_step() == settings.epochs * num_batches(
-                spec.num_queries, settings.batch_size
-            ):
+            total_steps = settings.epochs * num_batches(spec.num_queries, settings.batch_size)
+            if checkpointer.latest_step() == total_steps:
                 return _read_vectors(checkpointer, spec, mesh)
     raise UserError(
         f"no finished classifiers of the checkpoint of step {step}, as config.classifier asks for",
@@ -134,10 +131,14 @@ def _origin(config: ConfigDict, step: int) -> dict[str, Any]:
     return {"step": step, "classifier": json.loads(config.classifier.to_json())}
 
 
+def _is_of(directory: Path, origin: dict[str, Any]) -> bool:
+    """Whether what `directory` holds was trained for `origin`."""
+    return (directory / OF).is_file() and files.read_json(directory / OF) == origin
+
+
 def _claim(directory: Path, origin: dict[str, Any]) -> None:
     """Makes `directory` one of `origin`, whatever it held before."""
-    kept = (directory / OF).is_file() and files.read_json(directory / OF) == origin
-    if distributed.is_lead() and not kept:
+    if distributed.is_lead() and not _is_of(directory, origin):
         shutil.rmtree(directory, ignore_errors=True)
         files.write_json(directory / OF, origin)
 

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from vixml_jax import losses, sharding
 from vixml_jax.data import label_matrix
+from vixml_jax.embedding import normalized
 from vixml_jax.models.two_tower import l2_normalize
 from vixml_jax.train_state import row_table, shardings_of
 
@@ -218,5 +219,4 @@ def mixed(
     """
     if vectors_LD is None:
         return labels_LD
-    norms = np.linalg.norm(vectors_LD, axis=1, keepdims=True)
-    return ((1 - weight) * labels_LD + weight * vectors_LD / np.maximum(norms, 1e-12)).astype(np.float32)
+    return ((1 - weight) * labels_LD + weight * normalized(vectors_LD)).astype(np.float32)

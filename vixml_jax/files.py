@@ -100,6 +100,12 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError("not valid JSON", file=path, row=row) from None
 
 
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Returns the SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def fingerprint(*parts: Any) -> str:
     """Returns 16 hex digits that change when any of the JSON-able `parts` changes."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, default=str)

@@ -19,6 +19,8 @@ import scipy.sparse
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from vixml_jax import sharding
+
 # Small clusters are gathered together up to so many rows: they stay in a CPU's cache from round to round.
 ROWS_AT_ONCE = 8_192
 
@@ -56,7 +58,7 @@ def balanced_clusters(
     if cluster_size < 1:
         raise ValueError(f"cluster_size is {cluster_size}, must be at least 1")
     wanted = -(-embeddings.shape[0] // cluster_size)
-    return balanced_clusters_into(embeddings, 1 << max(0, wanted - 1).bit_length(), key)
+    return balanced_clusters_into(embeddings, sharding.power_of_two(wanted), key)
 
 
 def balanced_clusters_into(

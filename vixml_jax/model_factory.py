@@ -102,14 +102,13 @@ def create(
       num_labels: L.
       num_queries: N.
       dataset: its fingerprint.
-      base_fingerprint: names the content of the text tower's checkpoint.
-      vision_fingerprint: of the vision tower's.
+      base_fingerprint: names the content of the text tower's checkpoint; "" where all of it trains.
+      vision_fingerprint: the same of the vision tower, where adapters of it train; "" elsewhere.
       layout: how texts become sequences, as JSON.
       longest: slots of the longest item there can be.
       image_features: float [n, V] sample of the image bank (pixels, where the vision tower trains), or None
-        for text only. The projection starts so
-        that its outputs on it have the mean and spread of word embeddings: features of a frozen tower may
-        vary little around a large mean.
+        for text only. The projection starts so that its outputs on it have the mean and spread of word
+        embeddings: features of a frozen tower may vary little around a large mean.
     """
     settings = config.text
     base = {
@@ -227,8 +226,7 @@ def _text_tower(
     text = hub.load_text_tower(
         base["checkpoint"],
         dtype=dtype,
-        # What never trains is stored as it is computed with: no cast in every step.
-        param_dtype="float32" if train == "full" else dtype,
+        param_dtype=_param_dtype(train, dtype),
         vocab_size=base["vocab_size"],
         seed=base["seed"],
         layers=base["layers"] or None,
@@ -243,10 +241,15 @@ def _text_tower(
         given = lora.attach_peft(text, directory)
         if train == "lora":
             return text, given
-        lora.merge(text, dtype="float32" if train == "full" else dtype)
+        lora.merge(text, dtype=_param_dtype(train, dtype))
     if lora_config is not None:
         lora.attach(text, lora_config, rngs=nnx.Rngs(base["seed"] + 2))
     return text, lora_config
+
+
+def _param_dtype(train: str, dtype: str) -> str:
+    """Of a tower's stored weights: what never trains is stored as it is computed with, to save casts."""
+    return "float32" if train == "full" else dtype
 
 
 def _lora_from_json(value: dict[str, Any] | None) -> LoraConfig | None:
@@ -283,9 +286,8 @@ def _rebuild_vision(spec: ModelSpec) -> VisionTower | None:
 def _vision_tower(
     base: dict[str, Any], train: str, lora_config: LoraConfig | None, dtype: str, remat: str
 ) -> VisionTower:
-    param_dtype = "float32" if train == "full" else dtype
     tower = hub.load_vision_tower(
-        base["checkpoint"], dtype, param_dtype=param_dtype, seed=base["seed"], remat=remat
+        base["checkpoint"], dtype, param_dtype=_param_dtype(train, dtype), seed=base["seed"], remat=remat
     )
     if lora_config is not None:
         lora.attach(tower, lora_config, rngs=nnx.Rngs(base["seed"] + 3))

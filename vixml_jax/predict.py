@@ -171,12 +171,15 @@ class XmcModel:
         """
         if self._searcher is None:
             settings, step = self._model.config.retrieval, self._model.step
-            self._searcher = Searcher.load(self._workdir, self.dataset.train_targets, settings, step)
-            if self._searcher is None:
+            saved = Searcher.load(self._workdir, self.dataset.train_targets, settings, step)
+            if saved is None:
                 return self.build_searcher()
-            if self.changes:
-                self._searcher = self._searcher.with_changes(self.changes, self._added(self._searcher))
+            self._searcher = self._with_changes(saved)
         return self._searcher
+
+    def _with_changes(self, saved: Searcher) -> Searcher:
+        """Adds to a saved index the labels that changed since it was built."""
+        return saved.with_changes(self.changes, self._added(saved)) if self.changes else saved
 
     def build_searcher(self, settings: ConfigDict | None = None) -> Searcher:
         """Builds indexes over all labels that there are, later ones included, and searches them from now on.
@@ -222,11 +225,13 @@ class XmcModel:
         Returns:
           How many changes are searched beside the index.
         """
-        self._searcher = None
         settings, step = self._model.config.retrieval, self._model.step
-        if Searcher.load(self._workdir, self.dataset.train_targets, settings, step) is None:
+        saved = Searcher.load(self._workdir, self.dataset.train_targets, settings, step)
+        if saved is None:
             self.build_searcher()
             self.save_searcher()
+        else:
+            self._searcher = self._with_changes(saved)
         pending = [change for change in self.searcher.pending(self.changes) if not change.removed]
         save_added(self._workdir, self._model.step, pending, self._added(self.searcher))
         return len(self.searcher.pending(self.changes))
@@ -329,18 +334,25 @@ class XmcModel:
         """Yields an output record for each of `query_lines.read_queries`, in order, a chunk at a time."""
         for chunk in chunks(queries):
             images = [query["images"] for query in chunk]
-            ids, scores = self.predict(self.texts_of(chunk), images, k, progress=False)
-            there = np.unique(ids[ids >= 0])
-            names = dict(zip(there.tolist(), self.label_names(there), strict=True))
-            for query, row_ids, row_scores in zip(chunk, ids, scores, strict=True):
-                yield {
-                    "uid": query["uid"],
-                    "labels": [
-                        {"index": i, "uid": names[i][0], "title": names[i][1], "score": round(s, 6)}
-                        for i, s in zip(row_ids.tolist(), row_scores.tolist(), strict=True)
-                        if i >= 0
-                    ],
-                }
+            answers = self.predict_named(self.texts_of(chunk), images, k)
+            for query, labels in zip(chunk, answers, strict=True):
+                yield {"uid": query["uid"], "labels": labels}
+
+    def predict_named(
+        self, texts: Sequence[str], images: Sequence[Sequence[Picture]] | None, k: int
+    ) -> list[list[dict[str, Any]]]:
+        """Returns the k best labels of each query, best first: "index", "uid", "title" and "score"."""
+        ids_QK, scores_QK = self.predict(texts, images, k, progress=False)
+        there = np.unique(ids_QK[ids_QK >= 0])
+        names = dict(zip(there.tolist(), self.label_names(there), strict=True))
+        return [
+            [
+                {"index": i, "uid": names[i][0], "title": names[i][1], "score": round(score, 6)}
+                for i, score in zip(ids_K, scores_K, strict=True)
+                if i >= 0
+            ]
+            for ids_K, scores_K in zip(ids_QK.tolist(), scores_QK.tolist(), strict=True)
+        ]
 
     def texts_of(self, queries: Sequence[dict[str, Any]]) -> list[str]:
         """Returns the texts that the run reads of records with "title" and "content"."""

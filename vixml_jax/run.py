@@ -141,9 +141,12 @@ def start(config: ConfigDict, dataset: XmcDataset, workdir: Path, mesh: Mesh) ->
         num_labels=len(dataset.labels),
         num_queries=len(dataset.train),
         dataset=dataset.fingerprint,
-        base_fingerprint=banks_lib.tower_fingerprint(config.text.checkpoint),
+        # Only of what is read again when the run is opened: hashing a large checkpoint takes a while.
+        base_fingerprint=(
+            banks_lib.tower_fingerprint(config.text.checkpoint) if config.text.train != "full" else ""
+        ),
         vision_fingerprint=(
-            banks_lib.tower_fingerprint(config.vision.checkpoint) if config.vision.train != "none" else ""
+            banks_lib.tower_fingerprint(config.vision.checkpoint) if config.vision.train == "lora" else ""
         ),
         layout=layout.to_json(),
         longest=layout.longest(config),

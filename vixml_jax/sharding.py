@@ -112,6 +112,11 @@ def num_row_shards(mesh: Mesh) -> int:
     return int(np.prod([mesh.shape[axis] for axis in ROWS]))
 
 
+def power_of_two(n: int) -> int:
+    """Returns the smallest power of two that is at least `n`, and 1."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
 def round_up(n: int, multiple: int) -> int:
     """Returns the smallest multiple of `multiple` that is at least `n`."""
     return -(-n // multiple) * multiple

@@ -205,8 +205,7 @@ def is_due(every: int, count: int) -> bool:
 
 def epoch_order(tables: Tables, num_queries: int, seed: int, epoch: int) -> np.ndarray:
     """The order of the epoch's queries, int64 [N]: clusters in random order, or a random permutation."""
-    clusters = np.asarray(tables.query_clusters)[:num_queries]
-    return mining.epoch_order(None if clusters[0] < 0 else clusters, num_queries, seed, epoch)
+    return mining.epoch_order(tables.clusters_of(num_queries), num_queries, seed, epoch)
 
 
 def end_epoch(

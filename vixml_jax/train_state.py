@@ -33,6 +33,11 @@ class Tables:
     query_embeddings: jax.Array
     query_clusters: jax.Array
 
+    def clusters_of(self, num_queries: int) -> np.ndarray | None:
+        """The cluster of each of the N queries, int32 [N]; None before the first clustering."""
+        clusters_N = np.asarray(self.query_clusters)[:num_queries]
+        return None if clusters_N[0] < 0 else clusters_N
+
 
 @flax.struct.dataclass
 class TrainState:

@@ -255,7 +255,7 @@ class TextFolder(RepositoryFolder):
         if path is None:
             fix = f"the folder also needs {' or '.join(names)}"
             raise UserError("no such file", file=self.path / names[0], fix=fix)
-        self._others[path.name] = text_lines.digest(path)
+        self._others[path.name] = files.sha256(path)
         findings = sparse_text.SparseReport()
         matrix: Any = sparse_text.read_sparse(path, findings)
         for line in findings.unsorted:

@@ -145,21 +145,22 @@ def encoding_batches(
     mean_slots = bank.slots().mean() if len(bank) else 1.0
     row_multiple = bucket(items_per_call * mean_slots / row_length)
     image_multiple = bucket(items_per_call * bank.image_counts().mean() if len(bank) else 0)
-    row_multiple, image_multiple = _power_of_two(row_multiple) * shards, _power_of_two(image_multiple)
+    row_multiple = sharding.power_of_two(row_multiple) * shards
+    image_multiple = sharding.power_of_two(image_multiple)
     for start in range(0, len(rows), items_per_call):
         chosen = rows[start : start + items_per_call]
         sequences = bank.take(np.resize(chosen, items_per_call))
         if len(rows) <= items_per_call:  # the only call
             num_rows = packing.assign_rows(sequences.lengths, row_length)[2]
-            row_multiple = _power_of_two(-(-num_rows // shards)) * shards
-            image_multiple = _power_of_two(0 if sequences.images is None else len(sequences.images))
+            row_multiple = sharding.power_of_two(-(-num_rows // shards)) * shards
+            image_multiple = sharding.power_of_two(0 if sequences.images is None else len(sequences.images))
         tokens = packing.pack(sequences, row_length, row_multiple=row_multiple, image_multiple=image_multiple)
         yield chosen, place_tokens(tokens, mesh)
 
 
 def call_size(count: int, most: int, shards: int) -> int:
     """Items of a call that embeds `count` of them: `most`, or for few a power of two times `shards`."""
-    return min(_power_of_two(-(-count // shards)) * shards, most)
+    return min(sharding.power_of_two(-(-count // shards)) * shards, most)
 
 
 def usual_size(data: TrainingData, batch_size: int) -> tuple[float, float]:
@@ -172,11 +173,6 @@ def usual_size(data: TrainingData, batch_size: int) -> tuple[float, float]:
 def bucket(usual: float, multiple: int = 1) -> int:
     """The step in which a count is rounded up, itself a multiple of `multiple`."""
     return sharding.round_up(max(int(usual * BUCKET_SHARE), 1), multiple)
-
-
-def _power_of_two(n: int) -> int:
-    """The smallest power of two that is at least `n`, and 1."""
-    return 1 << max(n - 1, 0).bit_length()
 
 
 def place(batch: Batch, mesh: Mesh) -> Batch:

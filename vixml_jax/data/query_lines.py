@@ -78,8 +78,9 @@ def read_labels(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
         if not text.strip():
             continue
         where = Where(Path(path), row, report)
-        label = _query(text.encode(), "utf-8", Path(path).parent, where)
-        if fields.parse_object(text, where).get("uid") in (None, ""):
+        record = _record(text, where)
+        label = _checked(record, Path(path).parent, where)
+        if record.get("uid") in (None, ""):
             raise where.error('no "uid"', LABEL_FIX)
         label["uid"] = str(label["uid"])
         if label["uid"] in rows:
@@ -127,10 +128,17 @@ def _query(line: bytes, encoding: str, base: Path, where: Where) -> dict[str, An
         text = line.decode(encoding)
     except UnicodeDecodeError:
         raise where.error("not valid UTF-8", "save it as UTF-8") from None
+    return _checked(_record(text, where), base, where)
+
+
+def _record(text: str, where: Where) -> dict[str, Any]:
     try:
-        record = fields.parse_object(text, where)
+        return fields.parse_object(text, where)
     except UserError as error:
         raise where.error(error.problem, QUERY_FIX) from None
+
+
+def _checked(record: dict[str, Any], base: Path, where: Where) -> dict[str, Any]:
     if "title" not in record:
         raise where.error('no "title"', TITLE_FIX)
     uid = fields.uid(record, where.line - 1, where)

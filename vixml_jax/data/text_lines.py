@@ -6,13 +6,13 @@ import codecs
 import contextlib
 import dataclasses
 import gzip
-import hashlib
 import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from vixml_jax import files
 from vixml_jax.errors import UserError
 
 PIECE_BYTES = 1 << 22
@@ -118,13 +118,7 @@ def scan(path: str | os.PathLike[str]) -> TextFile:
             raise UserError(error.problem, file=path, row=num_lines + 1, fix=error.fix) from None
         raise
     encoding = "latin-1" if not_utf8 else "utf-8"
-    return TextFile(path, encoding, not_utf8, num_lines, num_filled, digest(path))
-
-
-def digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return TextFile(path, encoding, not_utf8, num_lines, num_filled, files.sha256(path))
 
 
 def _is_utf8(data: bytes) -> bool:

@@ -89,9 +89,7 @@ class LateFusionTower(TwoTower):
             images=None,
         )
         text_ND = super().__call__(text, num_items)
-        if self.image_projection is None:
-            raise ValueError("the items have images, but the model has no image projection")
-        images_MD = self.image_projection(self._features(tokens.images))
+        images_MD = self._projected(tokens.images)
         slots_RTD = jnp.take(images_MD, jnp.maximum(image_index_RT, 0), axis=0, mode="clip")
         places_RT = image_places(image_index_RT, item_index_RT, num_items, self.max_images)
         # Of a place that one slot fills at most the mean is that slot.

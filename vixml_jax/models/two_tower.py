@@ -160,10 +160,8 @@ class TwoTower(nnx.Module):
         """
         inputs_RTD = self.text.embed_tokens(jnp.asarray(tokens.token_ids))
         if tokens.images is not None and tokens.image_index is not None and tokens.images.shape[0]:
-            if self.image_projection is None:
-                raise ValueError("the items have images, but the model has no image projection")
             # Projected once per image, then handed to every device: there are far fewer images than slots.
-            images_MD = constrain(self.image_projection(self._features(tokens.images)), None, None)
+            images_MD = constrain(self._projected(tokens.images), None, None)
             index_RT = jnp.asarray(tokens.image_index)
             slots_RTD = jnp.take(images_MD, jnp.maximum(index_RT, 0), axis=0, mode="clip")
             inputs_RTD = jnp.where(index_RT[..., None] >= 0, slots_RTD.astype(inputs_RTD.dtype), inputs_RTD)
@@ -172,6 +170,12 @@ class TwoTower(nnx.Module):
             inputs_RTD, jnp.asarray(tokens.segment_ids), jnp.asarray(tokens.positions)
         )
         return pool(hidden_RTD, jnp.asarray(tokens.item_index), num_items, self.pooling)
+
+    def _projected(self, images: jax.Array | np.ndarray) -> jax.Array:
+        """Images in the text tower's input space, [M, D]."""
+        if self.image_projection is None:
+            raise ValueError("the items have images, but the model has no image projection")
+        return self.image_projection(self._features(images))
 
     def _features(self, images: jax.Array | np.ndarray) -> jax.Array:
         """The embeddings of images by the vision tower, [M, V]."""

@@ -83,6 +83,11 @@ def compress(embeddings: np.typing.ArrayLike, dtype: str = "float32") -> Bank:
     return Bank(dtype, codes_LD, scales_L)
 
 
+def of(embeddings: np.typing.ArrayLike | Bank, dtype: str) -> Bank:
+    """Returns a bank as it is, and makes one of anything else; see `compress`."""
+    return embeddings if isinstance(embeddings, Bank) else compress(embeddings, dtype)
+
+
 def load(directory: Path, header: dict[str, Any], name: str = EMBEDDINGS) -> Bank:
     """Opens the bank of a saved index, memory-mapped, its files checked already by `index.read`."""
     codes_LD = _mapped(directory / name, (header["num_labels"], header["dim"]))

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vixml_jax.errors import UserError
 from vixml_jax.retrieval import bank as bank_lib
 from vixml_jax.retrieval import index
 from vixml_jax.retrieval.bank import Bank
@@ -54,12 +53,8 @@ class ExactIndex(index.Index):
         label_block: int = 2048,
         dtype: str = "float32",
     ):
-        is_bank = isinstance(embeddings, Bank)
-        self._bank = embeddings if is_bank else bank_lib.compress(embeddings, dtype)
-        if query_block < 1 or label_block < 1:
-            raise UserError(
-                f"query_block is {query_block}, label_block {label_block}", fix="give at least 1 for each"
-            )
+        self._bank = bank_lib.of(embeddings, dtype)
+        index.check_blocks(query_block, label_block)
         self._query_block, self._label_block = query_block, label_block
         super().__init__(*self._bank.shape)
 

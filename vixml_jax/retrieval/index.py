@@ -9,7 +9,6 @@ Shape suffixes: Q queries, L labels, D width of an embedding, K the top k. docs/
 from __future__ import annotations
 
 import abc
-import hashlib
 import operator
 import os
 from pathlib import Path
@@ -83,7 +82,7 @@ class Index(abc.ABC):
                 "num_labels": self.num_labels,
                 "dim": self.dim,
                 "measured": self.measured,
-                "sha256": {name: _digest(temporary / name) for name in names},
+                "sha256": {name: files.sha256(temporary / name) for name in names},
             }
             files.write_json(temporary / HEADER, header)
 
@@ -124,7 +123,7 @@ def read(directory: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
             raise UserError("this file of the index is missing", file=directory / name, fix=REBUILD)
         if name not in header["sha256"] or name.endswith(".pkl"):
             raise UserError("this file is not of the index", file=directory / name, fix="delete this file")
-        if not (directory / name).is_file() or _digest(directory / name) != header["sha256"][name]:
+        if not (directory / name).is_file() or files.sha256(directory / name) != header["sha256"][name]:
             raise UserError(
                 "this file of the index is truncated, damaged or stale", file=directory / name, fix=REBUILD
             )
@@ -172,6 +171,14 @@ def checked_labels(embeddings: np.typing.ArrayLike) -> np.ndarray:
     return labels_LD
 
 
+def check_blocks(query_block: int, label_block: int) -> None:
+    """Raises a UserError unless both are at least 1."""
+    if query_block < 1 or label_block < 1:
+        raise UserError(
+            f"query_block is {query_block}, label_block {label_block}", fix="give at least 1 for each"
+        )
+
+
 def check_k(k: Any) -> None:
     """Raises a UserError unless k is a whole number of at least 1."""
     try:
@@ -180,8 +187,3 @@ def check_k(k: Any) -> None:
         fine = False
     if not fine:
         raise UserError(f"k is {k!r}", fix="give a whole number of at least 1")
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

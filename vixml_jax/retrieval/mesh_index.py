@@ -27,7 +27,6 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vixml_jax import sharding
-from vixml_jax.errors import UserError
 from vixml_jax.retrieval import bank as bank_lib
 from vixml_jax.retrieval import index
 from vixml_jax.retrieval.bank import Bank
@@ -69,11 +68,8 @@ class MeshIndex(index.Index):
         dtype: str = "float32",
         mesh: Mesh | None = None,
     ):
-        self._bank = embeddings if isinstance(embeddings, Bank) else bank_lib.compress(embeddings, dtype)
-        if query_block < 1 or label_block < 1:
-            raise UserError(
-                f"query_block is {query_block}, label_block {label_block}", fix="give at least 1 for each"
-            )
+        self._bank = bank_lib.of(embeddings, dtype)
+        index.check_blocks(query_block, label_block)
         if mesh is None:
             with sharding.ensure() as mesh:
                 pass
@@ -103,9 +99,8 @@ class MeshIndex(index.Index):
 
     def _replicated(self, queries_QD: np.ndarray) -> jax.Array:
         """Queries on every device; their number is a power of two times that of the devices, or the block."""
-        size = self._mesh.size
-        while size < len(queries_QD):
-            size *= 2
+        devices = self._mesh.size
+        size = sharding.power_of_two(-(-len(queries_QD) // devices)) * devices
         size = min(size, self._query_block)
         padded_QD = np.zeros((size, self.dim), np.float32)
         padded_QD[: len(queries_QD)] = queries_QD

@@ -143,17 +143,8 @@ class Service:
         """Labels of a batch of (text, pictures, k)."""
         k = max(k for _, _, k in queries)
         images = [images for _, images, _ in queries] if self._model.uses_images else None
-        ids_QK, scores_QK = self._model.predict([text for text, _, _ in queries], images, k, progress=False)
-        there = np.unique(ids_QK[ids_QK >= 0])
-        names = dict(zip(there.tolist(), self._model.label_names(there), strict=True))
-        return [
-            [
-                {"index": i, "uid": names[i][0], "title": names[i][1], "score": round(score, 6)}
-                for i, score in zip(ids_K[:k].tolist(), scores_K[:k].tolist(), strict=True)
-                if i >= 0
-            ]
-            for ids_K, scores_K, (_, _, k) in zip(ids_QK, scores_QK, queries, strict=True)
-        ]
+        answers = self._model.predict_named([text for text, _, _ in queries], images, k)
+        return [labels[:k] for labels, (_, _, k) in zip(answers, queries, strict=True)]
 
     async def _health(self, _: Request) -> Response:
         return JSONResponse({"status": "ok", "seconds": round(time.time() - self._started)}, headers=HEADERS)
