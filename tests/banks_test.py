@@ -87,8 +87,7 @@ def calls(monkeypatch):
 
 
 def pictures_of(dataset, config, split: str) -> image_bank.ImageBank:
-    images = getattr(dataset, split).images
-    return banks.picture_bank(config, images, Path(config.dataset.cache_dir), split)
+    return banks.picture_bank(config, getattr(dataset, split), Path(config.dataset.cache_dir), split)
 
 
 def embeddings(bank: image_bank.ImageBank) -> np.ndarray:

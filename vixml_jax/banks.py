@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from vixml_jax import config as config_lib
 from vixml_jax import files, sharding
 from vixml_jax.data import image_bank, prompt, token_bank
-from vixml_jax.data.dataset import ImageColumn, Split, XmcDataset
+from vixml_jax.data.dataset import Split, XmcDataset
 from vixml_jax.data.items import ItemBank
 from vixml_jax.data.packing import Template
 from vixml_jax.data.pictures import Picture
@@ -164,19 +164,52 @@ def item_bank(
     tokens = token_bank.build_or_load(
         split.text_of(fields), tokenizer, config.text.max_tokens, cache, [*key, *fields]
     )
-    images = picture_bank(config, split.images, cache, name) if config.vision.images else None
+    images = picture_bank(config, split, cache, name) if config.vision.images else None
     return ItemBank(tokens, template, images, config.vision.images)
 
 
-def picture_bank(config: ConfigDict, images: ImageColumn, cache: Path, name: str) -> image_bank.ImageBank:
-    """Reads the frozen vision tower's embeddings of `images` from `cache`; computes those that it lacks."""
-    return image_bank.build_or_load(images, vision_tower(config), cache, name)
+def picture_bank(config: ConfigDict, split: Split, cache: Path, name: str) -> image_bank.ImageBank:
+    """Reads the frozen vision tower's embeddings of a split from `cache`; computes those that it lacks.
+
+    With `config.vision.precomputed` they are those that the dataset was prepared with.
+
+    Raises:
+      UserError: if it was prepared without any.
+    """
+    if not config.vision.precomputed:
+        return image_bank.build_or_load(split.images, vision_tower(config), cache, name)
+    ready = split.image_embeddings()
+    if ready is None:
+        raise UserError(
+            "config.vision.precomputed, but the dataset has no embeddings of pictures",
+            file=config.dataset.dir,
+            fix="prepare a raw folder that has {trn,tst,lbl}_embs_imgs_*.npy, or give "
+            "--noconfig.vision.precomputed",
+        )
+    return ready
 
 
-def pictures_in_memory(config: ConfigDict, images: Sequence[Sequence[Picture]]) -> image_bank.ImageBank:
-    """Embeds the pictures of new items: paths, bytes or PIL images; what cannot be read counts as missing."""
+def pictures_in_memory(
+    config: ConfigDict, images: Sequence[Sequence[Picture]], dim: int
+) -> image_bank.ImageBank:
+    """Embeds the pictures of new items: paths, bytes or PIL images; what cannot be read counts as missing.
+
+    Args:
+      config: the run's config.
+      images: the pictures of every item.
+      dim: size of the embeddings that the run was trained on.
+
+    Raises:
+      UserError: if these came with the dataset, and the config's tower gives others.
+    """
     used = [item[: config.vision.images] for item in images]
     tower, count = vision_tower(config), sum(map(len, used))
+    if config.vision.precomputed and tower.dim != dim:
+        raise UserError(
+            f"the run was trained on ready embeddings of {dim} numbers, {config.vision.checkpoint} gives "
+            f"{tower.dim} for a new picture",
+            fix="train with --config.vision.checkpoint=the tower that made them, or leave the pictures out",
+        )
     # A service asks for one picture at a time: a power of two of them makes few shapes.
     size = min(sharding.power_of_two(count), tower.batch_size)
     return image_bank.build(used, dataclasses.replace(tower, batch_size=size))

@@ -80,6 +80,9 @@ def base() -> ConfigDict:
         0.0  # chance that a training item comes without its pictures: serves items without any
     )
     vision.batch_size = 64  # pictures a device call while the image bank is filled
+    vision.precomputed = (
+        False  # take the embeddings that came with the raw files; the checkpoint embeds new pictures only
+    )
     vision.dtype = "float32"  # of the tower's weights and computation: or "bfloat16", for accelerators
 
     config.prototype = prototype = ConfigDict()
@@ -284,6 +287,11 @@ def validate(config: ConfigDict) -> None:
             f"items of up to {longest} slots (config.text.max_tokens and config.vision.images) do not fit "
             f"config.train.row_length={config.train.row_length}",
             fix=f"give --config.train.row_length={-(-longest // 32) * 32}",
+        )
+    if config.vision.precomputed and config.vision.train != "none":
+        raise UserError(
+            f"config.vision.precomputed with config.vision.train={config.vision.train!r}",
+            fix="a tower can only be trained on pictures: give one or the other",
         )
     if not 0 <= config.vision.drop_images < 1:
         raise UserError(

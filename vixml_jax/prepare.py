@@ -20,6 +20,7 @@ from absl import flags
 
 from vixml_jax import files
 from vixml_jax.data import dataset as dataset_lib
+from vixml_jax.data.dataset import IMAGE_EMBEDDINGS
 from vixml_jax.data.formats import RawFolder, open_raw
 from vixml_jax.errors import UserError
 
@@ -81,7 +82,14 @@ def prepare(
     builder.tfds_name(name)
     try:
         with files.atomic_dir(out) as directory:
+            with_embeddings = {
+                # First, as they may not fit, and pictures take long.
+                split: ready.write(directory / IMAGE_EMBEDDINGS / split, folder.sizes[split], folder.report)
+                for split, ready in folder.embeddings.items()
+            }
             counts, image_digest = builder.write(folder, directory, name)
+            for split, rows in with_embeddings.items():
+                counts[split]["rows_with_embeddings"] = rows
             meta = {
                 "format": dataset_lib.FORMAT,
                 "name": name,
@@ -132,6 +140,8 @@ def table(report: dict[str, Any]) -> str:
         "images": "images",
         "images_missing": "missing",
     }
+    if any("rows_with_embeddings" in counts for counts in report["splits"].values()):
+        columns["rows_with_embeddings"] = "embedded"
     lines = [f"{report['name']:<12}" + "".join(f"{title:>13}" for title in columns.values())]
     for split, counts in report["splits"].items():
         cells = (f"{counts[key]:,}" if key in counts else "-" for key in columns)

@@ -9,17 +9,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+import ml_dtypes
 import numpy as np
 import scipy.sparse
 
 from vixml_jax import files
+from vixml_jax.data import raw_embeddings
 from vixml_jax.data.embedding_store import DIGEST_BYTES, NOTHING
+from vixml_jax.data.image_bank import ImageBank
 from vixml_jax.data.label_matrix import spans
 from vixml_jax.data.ragged import Ragged
 from vixml_jax.errors import UserError
 
 FORMAT = "vixml dataset 1"
 META, REPORT = "meta.json", "report.json"
+# Where ready embeddings of pictures lie, in a folder for each split that has them.
+IMAGE_EMBEDDINGS = "image_embeddings"
 HOLDOUT_BY = ("row", "title", "first_word")
 # Rows decoded at a time when a whole column is gone through.
 CHUNK_ROWS = 65_536
@@ -63,6 +68,21 @@ class Store:
             )
             names.append(np.frombuffer(b"".join(digests), np.uint8))
         Ragged.from_rows(names, np.uint8).save(directory)
+
+    def image_embeddings(self, split: str) -> ImageBank | None:
+        """Returns the ready embeddings of a whole split's pictures, memory-mapped.
+
+        None if the dataset has none; where only other splits have some, a bank without pictures.
+        """
+        directory = self._directory / IMAGE_EMBEDDINGS
+        some = sorted(directory.glob(f"*/{raw_embeddings.ROWS}"))
+        if not some:
+            return None
+        rows, slots = (directory / split / name for name in (raw_embeddings.ROWS, raw_embeddings.SLOTS))
+        if rows.is_file():
+            return ImageBank(_mapped(rows).view(ml_dtypes.bfloat16), _mapped(slots))
+        nothing = np.zeros((0, _mapped(some[0]).shape[1]), ml_dtypes.bfloat16)
+        return ImageBank(nothing, np.full((len(self.column(split, "uid")), 1), -1, np.int32))
 
     def records(self, split: str) -> Any:
         """Returns the TFDS data source of a split."""
@@ -226,6 +246,11 @@ class Split:
     def images(self) -> ImageColumn:
         """The rows' pictures."""
         return ImageColumn(self.store, self.name, self.rows)
+
+    def image_embeddings(self) -> ImageBank | None:
+        """Returns the embeddings of the rows' pictures that came with the raw files; None if none did."""
+        bank = self.store.image_embeddings(self.name)
+        return bank if bank is None or self.rows is None else bank.view(self.rows)
 
     def text_of(self, fields: Sequence[str]) -> TextColumn:
         """Returns texts made of `fields` ("uid", "title", "content"), joined by a blank."""
@@ -392,6 +417,10 @@ def _targets(file: Path) -> scipy.sparse.csr_matrix:
     matrix = scipy.sparse.csr_matrix(scipy.sparse.load_npz(file))
     matrix.has_sorted_indices = matrix.has_canonical_format = True
     return matrix
+
+
+def _mapped(file: Path) -> np.ndarray:
+    return np.load(file, mmap_mode="r", allow_pickle=False)
 
 
 def _pairs(file: Path) -> np.ndarray:

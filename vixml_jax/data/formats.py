@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import hashlib
 import os
 from collections.abc import Iterator
@@ -21,8 +22,9 @@ import numpy as np
 import scipy.sparse
 
 from vixml_jax import files
-from vixml_jax.data import fields, sparse_text, text_lines
+from vixml_jax.data import fields, raw_embeddings, sparse_text, text_lines
 from vixml_jax.data.fields import Where
+from vixml_jax.data.raw_embeddings import RawEmbeddings
 from vixml_jax.data.raw_images import ImageList, ImagePath, ImageReader
 from vixml_jax.data.report import Report
 from vixml_jax.data.text_lines import TextFile
@@ -69,6 +71,8 @@ class RawFolder(abc.ABC):
       splits: names of the splits, in the order in which they are read.
       sizes: rows of each split; those of `labels` may be known only once it is reached.
       files: every text file that is read.
+      images: reads pictures.
+      embeddings: ready ones of the splits that have them.
     """
 
     layout: str
@@ -80,6 +84,7 @@ class RawFolder(abc.ABC):
         self.files: list[TextFile] = []
         self._others: dict[str, str] = {}  # digests of files that are not text
         self.images = ImageReader(path, report)
+        self.embeddings: dict[str, RawEmbeddings] = {}
         self._filters = {
             split: self._find(
                 [f"filter_labels_{SHORT[split]}.txt", f"filter_labels_{split}.txt"], required=False
@@ -125,7 +130,12 @@ class RawFolder(abc.ABC):
     def digest(self) -> str:
         """SHA-256 over the names and bytes of the files read, pictures aside."""
         parts = {file.path.name: file.digest for file in self.files} | self._others
+        parts |= self._embedding_digests
         return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
+
+    @functools.cached_property
+    def _embedding_digests(self) -> dict[str, str]:
+        return raw_embeddings.digest(self.embeddings)
 
     def _find(self, names: list[str], required: bool = True) -> TextFile | None:
         """Goes through the first of `names` that exists."""
@@ -168,7 +178,10 @@ class RawFolder(abc.ABC):
 
 
 class RepositoryFolder(RawFolder):
-    """What the two layouts of the Extreme Classification Repository share: image lists beside the texts."""
+    """What the two layouts of the Extreme Classification Repository share.
+
+    Beside the texts there may be lists of pictures, and ready embeddings of pictures.
+    """
 
     suffixes: tuple[str, ...]
 
@@ -180,6 +193,7 @@ class RepositoryFolder(RawFolder):
         self._lists = {
             split: self._find([f"img_paths.{short}.csv"], required=False) for split, short in SHORT.items()
         }
+        self.embeddings = raw_embeddings.find(path)
 
     def _with_images(self, split: str, rows: Iterator[Record]) -> Iterator[Record]:
         file = self._lists[split]

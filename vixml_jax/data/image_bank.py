@@ -83,6 +83,10 @@ class ImageBank:
     def __len__(self) -> int:
         return len(self.slots)
 
+    def view(self, items: np.ndarray) -> ImageBank:
+        """Returns the bank of some items, int [n]."""
+        return ImageBank(self.rows, self.slots[items])
+
     def used_rows(self) -> np.ndarray:
         """Returns the rows of the items' pictures, an item after the other, int64 [n]."""
         return self.slots[self.slots >= 0].astype(np.int64)
