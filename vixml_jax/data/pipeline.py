@@ -153,7 +153,7 @@ def encoding_batches(
         if len(rows) <= items_per_call:  # the only call
             num_rows = packing.assign_rows(sequences.lengths, row_length)[2]
             row_multiple = sharding.power_of_two(-(-num_rows // shards)) * shards
-            image_multiple = sharding.power_of_two(0 if sequences.images is None else len(sequences.images))
+            image_multiple = items_per_call  # itself a power of two or the usual size: few shapes
         tokens = packing.pack(sequences, row_length, row_multiple=row_multiple, image_multiple=image_multiple)
         yield chosen, place_tokens(tokens, mesh)
 

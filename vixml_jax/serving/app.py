@@ -88,14 +88,14 @@ class Service:
         )
 
     def warm_up(self) -> None:
-        """Compiles for batches of the usual sizes, so that no client waits for it."""
-        titles = list(self._model.labels.titles[: self._limits.batch]) or ["a"]
-        blank = Image.new("RGB", (8, 8))
+        """Compiles for batches of the usual sizes, of short texts and long ones, so that no client waits."""
+        titles = list(self._model.dataset.test.titles[: self._limits.batch]) or ["a"]
+        images = [Image.new("RGB", (8, 8))] if self._model.uses_images else []
         size = 1
         while size < 2 * self._limits.batch:
             texts = [titles[i % len(titles)] for i in range(min(size, self._limits.batch))]
-            for image in [None, blank] if self._model.uses_images else [None]:
-                self._answer([(text, [image] if image else [], 10) for text in texts])
+            for repeats in (1, 50):  # longer than any run reads
+                self._answer([(" ".join([text] * repeats), images, 10) for text in texts])
             size *= 2
 
     def _metric(self, kind: Any, name: str, text: str, labels: Sequence[str] = (), **options: Any) -> Any:
