@@ -1,4 +1,7 @@
-"""What became of every URL: a CSV that grows while pictures are downloaded, and from which a run goes on."""
+"""What became of every URL: a CSV that grows while pictures are downloaded, and from which a run goes on.
+
+Reports that a pipeline wrote beside it (`data_prep.images_beam`) are read with it, and taken in by `tidy`.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,12 @@ from vixml_jax.errors import UserError
 pc: Any = pyarrow.compute  # its functions are made at import: type checkers do not see them
 
 OK = "ok"
+NAME = "downloads.csv"
+# What a pipeline writes: this, and the number of its part.
+PARTS = "downloads.beam"
 COLUMNS = ("url", "outcome", "file", "bytes", "again")
+TYPES = dict(zip(COLUMNS, (pa.string(), pa.string(), pa.string(), pa.int64(), pa.int64()), strict=True))
+NOTHING = pa.table({name: pa.array([], kind) for name, kind in TYPES.items()})
 
 
 class Outcome(NamedTuple):
@@ -44,18 +52,30 @@ class Outcome(NamedTuple):
     again: bool = False
 
 
+def line_of(row: Sequence[object]) -> str:
+    """Writes a line of the report, without its end."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(row)
+    return line.getvalue()
+
+
+def row_of(outcome: Outcome) -> list[object]:
+    """Returns the cells of a line."""
+    return [*outcome[:-1], int(outcome.again)]
+
+
 class DownloadReport:
     """The report of a folder of pictures; open for one process at a time.
 
     Args:
-      path: the CSV file.
+      directory: the folder.
 
     Raises:
       UserError: if another process has it open, or it is no such report.
     """
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, directory: Path):
+        self._path = path = directory / NAME
         self._stack = contextlib.ExitStack()
         path.parent.mkdir(parents=True, exist_ok=True)
         # The folder is what is locked: the file will be replaced.
@@ -84,12 +104,10 @@ class DownloadReport:
             self._stack.callback(os.close, self._file)
             if new:
                 self._append(COLUMNS)
-        self._append([*outcome[:-1], int(outcome.again)])
+        self._append(row_of(outcome))
 
     def _append(self, row: Sequence[object]) -> None:
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(row)
-        data = line.getvalue().encode()
+        data = f"{line_of(row)}\n".encode()
         if os.write(self._file, data) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
 
@@ -97,17 +115,8 @@ class DownloadReport:
         """Returns the newest line of every URL, columns as `COLUMNS`."""
         if self._file < 0:
             self._drop_half_line()
-        kinds = (pa.string(), pa.string(), pa.string(), pa.int64(), pa.int64())
-        types = dict(zip(COLUMNS, kinds, strict=True))
-        if not self._path.exists():
-            return pa.table({name: pa.array([], kind) for name, kind in types.items()})
-        try:
-            table = pyarrow.csv.read_csv(
-                self._path,
-                convert_options=pyarrow.csv.ConvertOptions(column_types=types, include_columns=list(COLUMNS)),
-            )
-        except (pa.ArrowInvalid, pa.ArrowKeyError):
-            raise UserError("not a report of downloads", file=self._path, fix="move it away") from None
+        own = [self._path] if self._path.exists() else []
+        table = pa.concat_tables([NOTHING, *map(_read, [*self._parts(), *own])])
         codes = np.asarray(table["url"].combine_chunks().dictionary_encode().indices)
         newest = len(codes) - 1 - np.unique(codes[::-1], return_index=True)[1]
         return table.take(pa.array(newest))
@@ -125,6 +134,8 @@ class DownloadReport:
             pyarrow.csv.write_csv(
                 pa.concat_tables([table.take(rows), table.filter(others)]).combine_chunks(), file
             )
+        for part in self._parts():
+            part.unlink()
         return table.take(rows)
 
     def done(self, urls: pa.Array, held: Callable[[str, int], bool], again: bool) -> np.ndarray:
@@ -143,6 +154,9 @@ class DownloadReport:
             done[row] = held(table["file"][row].as_py(), table["bytes"][row].as_py())
         return np.append(done, False)[np.asarray(row_U)]
 
+    def _parts(self) -> list[Path]:
+        return sorted(self._path.parent.glob(f"{PARTS}-*.csv"))
+
     def _drop_half_line(self) -> None:
         """Takes off what a killed process did not finish writing."""
         if not self._path.exists():
@@ -155,6 +169,16 @@ class DownloadReport:
                     file.truncate(start + newline + 1)
                     return
         self._path.unlink()
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pyarrow.csv.read_csv(
+            path,
+            convert_options=pyarrow.csv.ConvertOptions(column_types=TYPES, include_columns=list(COLUMNS)),
+        )
+    except (pa.ArrowInvalid, pa.ArrowKeyError):
+        raise UserError("not a report of downloads", file=path, fix="move it away") from None
 
 
 def _blocks_from_end(file: IO[bytes], end: int, size: int = 1 << 16) -> Iterator[tuple[int, bytes]]:

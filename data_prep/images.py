@@ -16,14 +16,11 @@ Examples:
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import sys
-import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +32,10 @@ from absl import flags
 from data_prep import url_lists
 from data_prep.addresses import Address, is_public
 from data_prep.disk import may_fill_up
-from data_prep.download_report import OK, DownloadReport, Outcome
+from data_prep.download_report import NAME, OK, DownloadReport
+from data_prep.picture_downloads import PictureDownloads
 from data_prep.picture_store import PictureStore
-from data_prep.transfers import Client, Failed, Limits
+from data_prep.transfers import Limits
 from vixml_jax import cli, files
 from vixml_jax.data import formats
 from vixml_jax.errors import UserError
@@ -45,14 +43,18 @@ from vixml_jax.progress import Progress
 
 pc: Any = pyarrow.compute  # its functions are made at import: type checkers do not see them
 
-FOLDER, REPORT = "images", "downloads.csv"
+FOLDER = "images"
 # So many failures that may pass, and no success, are a network that is down.
 GIVE_UP_AFTER = 100
-AHEAD = 4  # downloads submitted for each worker
 
 
 def define_flags() -> None:
     """Registers the command's flags."""
+    define_picture_flags()
+
+
+def define_picture_flags() -> None:
+    """Registers what to download and how."""
     flags.DEFINE_string("urls", None, "Parquet, CSV or TSV of uid and url", required=True)
     flags.DEFINE_string("raw", None, "Raw folder; takes the pictures and their lists", required=True)
     flags.DEFINE_integer("per_row", 3, "Pictures of a uid at most; 0 for all", lower_bound=0)
@@ -70,19 +72,24 @@ def define_flags() -> None:
     flags.DEFINE_bool("allow_private", False, "Fetch also from private and loopback addresses")
 
 
+def limits_of(values: flags.FlagValues) -> Limits:
+    """Reads the limits of a transfer from the flags."""
+    return Limits(
+        max_bytes=values.max_mb * 1e6,
+        idle_seconds=values.idle_seconds,
+        total_seconds=values.total_seconds,
+        retries=values.retries,
+        backoff_seconds=values.backoff_seconds,
+    )
+
+
 def main() -> int:
     """Runs the command."""
     values = flags.FLAGS
     summary = download(
         values.urls,
         values.raw,
-        limits=Limits(
-            max_bytes=values.max_mb * 1e6,
-            idle_seconds=values.idle_seconds,
-            total_seconds=values.total_seconds,
-            retries=values.retries,
-            backoff_seconds=values.backoff_seconds,
-        ),
+        limits=limits_of(values),
         per_row=values.per_row,
         max_side=values.max_side,
         workers=values.workers,
@@ -90,7 +97,7 @@ def main() -> int:
         allowed=(lambda _: True) if values.allow_private else is_public,
     )
     print(table(summary))
-    print(f"report: {Path(values.raw) / FOLDER / REPORT}; next: vixml prepare --raw={values.raw} --out=DIR")
+    print(f"report: {Path(values.raw) / FOLDER / NAME}; next: vixml prepare --raw={values.raw} --out=DIR")
     return 0
 
 
@@ -136,30 +143,31 @@ def download(
       UserError: if list or folder cannot be used, the disk is full, or nothing can be downloaded at all.
     """
     raw = Path(raw)
-    uids = _uids(raw)
-    listed = url_lists.read(urls)
-    with DownloadReport(raw / FOLDER / REPORT) as report:
-        wanted = url_lists.wanted(listed, list(uids.values()), per_row)
-        if not len(wanted.urls):
-            problem = f"no picture for a uid of {raw}"
-            raise UserError(problem, file=urls, fix="its uids are those of the raw files")
+    uids = uids_of(raw)
+    listed = wanted(urls, uids, raw, per_row)
+    with DownloadReport(raw / FOLDER) as report:
         store = PictureStore(raw / FOLDER, max_side)
-        todo = np.flatnonzero(~report.done(wanted.urls, store.holds, again))
-        total = len(wanted.urls)
-        found = _outcomes(wanted.urls, todo, store, limits, allowed, workers)
+        store.sweep()
+        todo = np.flatnonzero(~report.done(listed.urls, store.holds, again))
+        total = len(listed.urls)
         with (
             may_fill_up(raw),
-            contextlib.closing(found),
+            PictureDownloads(store.add, limits, allowed, workers) as downloads,
             Progress(total, "download pictures", "pictures", initial=total - len(todo)) as progress,
         ):
-            for outcome in found:
+            none = 0  # failures that may pass, while nothing has succeeded
+            for outcome in downloads.outcomes(listed.urls[int(row)].as_py() for row in todo):
                 report.add(outcome)
                 progress.update()
-        lines = report.tidy(wanted.urls)
-        filled = _write_lists(raw, uids, wanted, lines)
+                none = -len(todo) if outcome.outcome == OK else none + outcome.again
+                if none >= GIVE_UP_AFTER:
+                    problem = f"none of the first {none} pictures could be downloaded ({outcome.outcome})"
+                    raise UserError(problem, fix="look at the network, then run the same command again")
+        lines = report.tidy(listed.urls)
+        filled = _write_lists(raw, uids, listed, lines)
     outcomes = Counter(lines["outcome"].to_pylist())
     rows = {split: (len(known), filled[split]) for split, known in uids.items()}
-    return Summary(dict(outcomes.most_common()), rows, wanted.skipped)
+    return Summary(dict(outcomes.most_common()), rows, listed.skipped)
 
 
 def table(summary: Summary) -> str:
@@ -172,8 +180,25 @@ def table(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def _uids(raw: Path) -> dict[str, pa.Array]:
-    """Reads the uids of every split of a raw folder."""
+def wanted(urls: str | Path, uids: dict[str, pa.Array], raw: Path, per_row: int) -> url_lists.Wanted:
+    """Reads a list and picks what is to be downloaded for `uids`.
+
+    Raises:
+      UserError: if it cannot be read, or nothing is.
+    """
+    found = url_lists.wanted(url_lists.read(urls), list(uids.values()), per_row)
+    if not len(found.urls):
+        problem = f"no picture for a uid of {raw}"
+        raise UserError(problem, file=urls, fix="its uids are those of the raw files")
+    return found
+
+
+def uids_of(raw: Path) -> dict[str, pa.Array]:
+    """Reads the uids of every split of a raw folder.
+
+    Raises:
+      UserError: if it is none that takes image lists.
+    """
     folder = formats.open_raw(raw)
     if not isinstance(folder, formats.RepositoryFolder):
         fix = 'name the files in "images" of each row, or bring the rows into trn.json.gz and so on'
@@ -189,72 +214,17 @@ def _uids(raw: Path) -> dict[str, pa.Array]:
     return uids
 
 
-def _outcomes(
-    urls: pa.Array,
-    todo: np.ndarray,
-    store: PictureStore,
-    limits: Limits,
-    allowed: Callable[[Address], bool],
-    workers: int,
-) -> Generator[Outcome, None, None]:
-    """Downloads with so many threads, and yields what became of each URL as it is finished."""
-    local = threading.local()
-    clients: list[Client] = []
-    stop = threading.Event()
-
-    def one(url: str) -> Outcome:
-        if stop.is_set():
-            raise Failed("interrupted", again=True)
-        if not hasattr(local, "client"):
-            local.client = Client(limits, allowed)
-            clients.append(local.client)
-        try:
-            file, size = store.add(local.client.fetch(url))
-        except Failed as failure:
-            return Outcome(url, failure.reason, again=failure.again)
-        return Outcome(url, OK, file, size)
-
-    succeeded, failed = False, 0
-    with contextlib.ExitStack() as stack:
-        stack.callback(lambda: [client.close() for client in clients])
-        pool = stack.enter_context(ThreadPoolExecutor(workers))
-        stack.callback(stop.set)  # the first to run: an error here must not wait for what is still queued
-        for future in _as_completed(pool, one, (urls[int(row)].as_py() for row in todo), AHEAD * workers):
-            outcome = future.result()
-            yield outcome
-            succeeded = succeeded or outcome.outcome == OK
-            failed += outcome.again
-            if failed >= GIVE_UP_AFTER and not succeeded:
-                problem = f"none of the first {failed} pictures could be downloaded ({outcome.outcome})"
-                raise UserError(problem, fix="look at the network, then run the same command again")
-
-
-def _as_completed(
-    pool: ThreadPoolExecutor, function: Callable[[Any], Any], arguments: Iterator[Any], ahead: int
-) -> Iterator[Future]:
-    """Yields futures as they finish; no more than `ahead` are submitted at a time."""
-    waiting: set[Future] = set()
-    for argument in arguments:
-        waiting.add(pool.submit(function, argument))
-        if len(waiting) >= ahead:
-            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            yield from finished
-    while waiting:
-        finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-        yield from finished
-
-
 def _write_lists(
-    raw: Path, uids: dict[str, pa.Array], wanted: url_lists.Wanted, lines: pa.Table
+    raw: Path, uids: dict[str, pa.Array], listed: url_lists.Wanted, lines: pa.Table
 ) -> dict[str, int]:
     """Writes the image list of every split; returns how many of its rows have a picture."""
     ok = lines.filter(pc.equal(lines["outcome"], OK))
-    place_U = np.asarray(pc.index_in(wanted.urls, value_set=ok["url"].combine_chunks()).fill_null(-1))
-    place_R = place_U[wanted.url_R]
+    place_U = np.asarray(pc.index_in(listed.urls, value_set=ok["url"].combine_chunks()).fill_null(-1))
+    place_R = place_U[listed.url_R]
     found = np.flatnonzero(place_R >= 0)
     pictures = pa.table(
         {
-            "uid": wanted.uids.take(pa.array(found)),
+            "uid": listed.uids.take(pa.array(found)),
             "file": ok["file"].combine_chunks().take(pa.array(place_R[found])),
         }
     )

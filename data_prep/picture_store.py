@@ -5,31 +5,33 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import threading
+import uuid
 from pathlib import Path
 
 from PIL import Image
 
 from data_prep.transfers import Failed
 from vixml_jax.data import pictures
-from vixml_jax.data.raw_images import is_picture
 
 JPEG_QUALITY = 90
 TEMPORARY = ".part-"
 
 
 class PictureStore:
-    """A folder of pictures, written by several threads of one process.
+    """A folder of pictures; several threads, processes and machines may write to it.
 
     Args:
-      directory: made if it is not there; what a killed process left unfinished is removed.
+      directory: made if it is not there.
       max_side: larger pictures are shrunk to this many pixels a side, as JPEG; 0 keeps every file as it is.
     """
 
     def __init__(self, directory: Path, max_side: int = 0):
         self._directory, self._max_side = directory, max_side
         directory.mkdir(parents=True, exist_ok=True)
-        for path in directory.glob(f"{TEMPORARY}*"):
+
+    def sweep(self) -> None:
+        """Removes what killed processes left unfinished; for when no other one is writing."""
+        for path in self._directory.glob(f"{TEMPORARY}*"):
             path.unlink()
 
     def add(self, data: bytes) -> tuple[str, int]:
@@ -44,14 +46,11 @@ class PictureStore:
         Raises:
           Failed: if it is no picture.
         """
-        data, suffix = self._checked(data)
-        digest = hashlib.sha256(data).hexdigest()
-        # 256 folders: a file system slows down where millions of files share one.
-        name = f"{digest[:2]}/{digest[2:]}.{suffix}"
+        name, data = checked(data, self._max_side)
         path = self._directory / name
         if not self.holds(name, len(data)):
             path.parent.mkdir(exist_ok=True)
-            temporary = self._directory / f"{TEMPORARY}{threading.get_ident()}"
+            temporary = self._directory / f"{TEMPORARY}{uuid.uuid4().hex}"
             temporary.write_bytes(data)
             os.replace(temporary, path)
         return name, len(data)
@@ -63,21 +62,42 @@ class PictureStore:
         except OSError:
             return False
 
-    def _checked(self, data: bytes) -> tuple[bytes, str]:
-        """Returns the bytes to store, and the suffix that names their format."""
-        if not is_picture(data):
-            raise Failed("not a picture" if data else "an empty file", again=False)
+
+def checked(data: bytes, max_side: int = 0) -> tuple[str, bytes]:
+    """Looks at a picture's file, and shrinks it if it is too large.
+
+    Args:
+      data: the bytes of the file.
+      max_side: of a picture in pixels, 0 for no limit.
+
+    Returns:
+      A name made from the content, and the bytes to keep.
+
+    Raises:
+      Failed: if it is no picture.
+    """
+    size, form = _opened(data)
+    if max(size) <= 1:
+        # What shops serve in place of a picture that is gone.
+        raise Failed("a placeholder of one pixel", again=False)
+    if max_side and max(size) > max_side:
+        shrunk = pictures.decode(data)
+        if shrunk is None:
+            raise Failed("a picture that cannot be decoded", again=False)
+        shrunk.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        shrunk.save(buffer, "JPEG", quality=JPEG_QUALITY)
+        data, form = buffer.getvalue(), "jpeg"
+    digest = hashlib.sha256(data).hexdigest()
+    # 256 folders: a file system slows down where millions of files share one.
+    return f"{digest[:2]}/{digest[2:]}.{'jpg' if form == 'jpeg' else form}", data
+
+
+def _opened(data: bytes) -> tuple[tuple[int, int], str]:
+    """Returns size and format of a picture; its pixels are not read."""
+    try:
         with Image.open(io.BytesIO(data)) as image:
-            form, (width, height) = (image.format or "").lower(), image.size
-        if max(width, height) <= 1:
-            # What shops serve in place of a picture that is gone.
-            raise Failed("a placeholder of one pixel", again=False)
-        if self._max_side and max(width, height) > self._max_side:
-            shrunk = pictures.decode(data)
-            if shrunk is None:
-                raise Failed("a picture that cannot be decoded", again=False)
-            shrunk.thumbnail((self._max_side, self._max_side), Image.Resampling.LANCZOS)
-            buffer = io.BytesIO()
-            shrunk.save(buffer, "JPEG", quality=JPEG_QUALITY)
-            data, form = buffer.getvalue(), "jpeg"
-        return data, "jpg" if form == "jpeg" else form
+            return image.size, (image.format or "").lower()
+    except (OSError, EOFError, ValueError, SyntaxError, Image.DecompressionBombError,
+            Image.DecompressionBombWarning):  # fmt: skip
+        raise Failed("not a picture" if data else "an empty file", again=False) from None

@@ -1,7 +1,7 @@
 """From a raw folder to a prepared dataset: `vixml prepare --raw=DIR --out=DIR --name=NAME`.
 
-Reads the Extreme Classification Repository's files or your own JSONL with pictures, checks every row, and
-writes a TFDS dataset with a report of everything that was repaired or left out. See docs/data_formats.md.
+Reads the Extreme Classification Repository's files, or your own JSONL or CSV with pictures, checks every row,
+and writes a TFDS dataset with a report of everything that was repaired or left out. See docs/data_formats.md.
 
 Examples:
   vixml prepare --raw=raw/LF-AmazonTitles-131K --out=data/131k --name=lf_amazontitles_131k

@@ -229,7 +229,7 @@ def test_a_full_disk_and_a_second_run(server, raw, tmp_path, monkeypatch):
         )  # as a disk does that is nearly full
         with pytest.raises(UserError, match="the disk is full"):
             _download(urls, raw)
-    with DownloadReport(raw / "images" / "downloads.csv"), pytest.raises(UserError, match="another run"):
+    with DownloadReport(raw / "images"), pytest.raises(UserError, match="another run"):
         _download(urls, raw)
     assert _download(urls, raw).outcomes == {"ok": 2}
 
@@ -263,15 +263,15 @@ def test_mistakes(raw, tmp_path, capsys):
 
 def test_the_report_keeps_the_newest_line(tmp_path):
     path = tmp_path / "images" / "downloads.csv"
-    with DownloadReport(path) as report:
+    with DownloadReport(path.parent) as report:
         for outcome in (
             Outcome("u1", "HTTP 500", again=True),
             Outcome("u2", "ok", "f", 3),
             Outcome("u1", "ok", "g", 4),
         ):
             report.add(outcome)
-    with DownloadReport(path) as report:
+    with DownloadReport(path.parent) as report:
         assert {row["url"]: row["file"] for row in report.last().to_pylist()} == {"u1": "g", "u2": "f"}
     path.write_text("something else\n")
-    with DownloadReport(path) as report, pytest.raises(UserError, match="not a report"):
+    with DownloadReport(path.parent) as report, pytest.raises(UserError, match="not a report"):
         report.last()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 
+import fresh
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -72,9 +73,7 @@ def test_a_bad_list(tmp_path, name, data, message):
 
 @pytest.mark.parametrize("per_row", [0, 1, 3])
 def test_wanted_is_what_a_loop_would_pick(per_row):
-    seed = int(np.random.SeedSequence().generate_state(1)[0])
-    print(f"seed {seed}")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(fresh.seeds(1)[0])
     uids = [None if x == 0 else f"u{x}" for x in rng.integers(0, 12, 200)]
     urls = [None if x == 0 else f"http://x/{x}" for x in rng.integers(0, 30, 200)]
     known = [[f"u{x}" for x in range(1, 5)], [f"u{x}" for x in range(4, 8)]]

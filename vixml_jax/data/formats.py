@@ -4,7 +4,7 @@ Three layouts are known, told apart by their files:
 
 * `json`: `{trn,tst,lbl}.json[.gz]`, as the Extreme Classification Repository hands its datasets out;
 * `text`: `{trn,tst,lbl}.raw.txt`, one text a line, with `{trn,tst}_X_Y.{txt,npz}`;
-* `jsonl`: one's own `train.jsonl`, `test.jsonl`, `labels.jsonl` with label texts inline.
+* `jsonl`: one's own `train.jsonl`, `test.jsonl`, `labels.jsonl` with label texts inline, or `.csv`.
 """
 
 from __future__ import annotations
@@ -313,7 +313,7 @@ def open_raw(path: str | os.PathLike[str]) -> RawFolder:
     Raises:
       UserError: if it has none of the known layouts, lacks a file of its layout, or a file is broken.
     """
-    from vixml_jax.data.own_jsonl import OwnFolder
+    from vixml_jax.data.own_jsonl import OwnFolder, names_of
 
     path = Path(path)
     if not path.is_dir():
@@ -322,12 +322,14 @@ def open_raw(path: str | os.PathLike[str]) -> RawFolder:
     markers: dict[type[RawFolder], list[str]] = {
         JsonFolder: [name + suffix for name in SHORT.values() for suffix in JsonFolder.suffixes],
         TextFolder: [name + suffix for name in SHORT.values() for suffix in TextFolder.suffixes],
-        OwnFolder: ["train.jsonl", "test.jsonl"],
+        OwnFolder: [*names_of("train"), *names_of("test")],
     }
     found = [layout for layout, names in markers.items() if any((path / name).is_file() for name in names)]
     if not found:
         raise UserError(
-            "no raw dataset", file=path, fix="it needs trn.json.gz, or trn.raw.txt, or train.jsonl, ..."
+            "no raw dataset",
+            file=path,
+            fix="it needs trn.json.gz, or trn.raw.txt, or train.jsonl, or train.csv, ...",
         )
     if len(found) > 1:
         names = " and ".join(layout.layout for layout in found)
