@@ -1,6 +1,7 @@
 """LF-Amazon-131K: titles and descriptions of products, 131,073 labels.
 
-  vixml prepare --raw=LF-Amazon-131K --out=data/lf_amazon_131k --name=lf_amazon_131k
+  python -m data_prep.datasets --name=lf_amazon_131k --out=raw/LF-Amazon-131K
+  vixml prepare --raw=raw/LF-Amazon-131K --out=data/lf_amazon_131k --name=lf_amazon_131k
   vixml train --config=configs/lf_amazon_131k.py:backbone=distilbert,images=3 \\
       --workdir=runs/lf_amazon_131k/distilbert_images=3
 

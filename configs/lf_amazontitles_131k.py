@@ -1,6 +1,7 @@
 """LF-AmazonTitles-131K: titles of products, 131,073 labels that are products too.
 
-  vixml prepare --raw=LF-AmazonTitles-131K --out=data/lf_amazontitles_131k --name=lf_amazontitles_131k
+  python -m data_prep.datasets --name=lf_amazontitles_131k --out=raw/LF-AmazonTitles-131K
+  vixml prepare --raw=raw/LF-AmazonTitles-131K --out=data/lf_amazontitles_131k --name=lf_amazontitles_131k
   vixml train --config=configs/lf_amazontitles_131k.py:backbone=distilbert,images=3 \\
       --workdir=runs/lf_amazontitles_131k/distilbert_images=3
 

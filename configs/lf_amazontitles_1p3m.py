@@ -1,6 +1,7 @@
 """LF-AmazonTitles-1.3M: titles of products, 1,305,265 labels.
 
-  vixml prepare --raw=LF-AmazonTitles-1.3M --out=data/lf_amazontitles_1p3m --name=lf_amazontitles_1p3m
+  python -m data_prep.datasets --name=lf_amazontitles_1p3m --out=raw/LF-AmazonTitles-1.3M
+  vixml prepare --raw=raw/LF-AmazonTitles-1.3M --out=data/lf_amazontitles_1p3m --name=lf_amazontitles_1p3m
   vixml train --config=configs/lf_amazontitles_1p3m.py:backbone=distilbert,images=3 \\
       --workdir=runs/lf_amazontitles_1p3m/distilbert_images=3
 

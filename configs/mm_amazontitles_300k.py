@@ -1,6 +1,7 @@
 """MM-AmazonTitles-300K: titles and pictures of products, 303,296 labels.
 
-  vixml prepare --raw=MM-AmazonTitles-300K --out=data/mm_amazontitles_300k --name=mm_amazontitles_300k
+  python -m data_prep.datasets --name=mm_amazontitles_300k --out=raw/MM-AmazonTitles-300K
+  vixml prepare --raw=raw/MM-AmazonTitles-300K --out=data/mm_amazontitles_300k --name=mm_amazontitles_300k
   vixml train --config=configs/mm_amazontitles_300k.py:backbone=distilbert,images=3 \\
       --workdir=runs/mm_amazontitles_300k/distilbert_images=3
 
