@@ -14,7 +14,7 @@ from export_test import assert_same_model, write_qwen_tokenizer
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
-from vixml_jax import XmcModel, cli, data, sharding
+from vixml_jax import XmcModel, banks, cli, data, sharding
 from vixml_jax import run as run_lib
 from vixml_jax.errors import UserError
 from vixml_jax.export import export
@@ -152,12 +152,27 @@ def test_a_run_starts_from_an_adapter(trained, dataset, base, tmp_path):
             train(config, tmp_path / kind)
     texts = ["kettle number 3", "rug"]
     expected = XmcModel.load(trained).encode_queries(texts)
+    (tmp_path / "adapter").rename(tmp_path / "moved")
+    got = XmcModel.load(tmp_path / "lora").encode_queries(texts)  # its adapters are in its checkpoint
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    (tmp_path / "moved").rename(tmp_path / "adapter")
     for kind in ("lora", "none"):
         got = XmcModel.load(tmp_path / kind).encode_queries(texts)
         np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-def test_another_base_under_the_adapters_is_refused(trained, monkeypatch):
-    monkeypatch.setattr("vixml_jax.run.banks_lib.tower_fingerprint", lambda name: "another")
-    with pytest.raises(UserError, match="has changed"):
-        load(trained)
+def test_another_base_under_the_adapters_is_refused(trained, dataset, base):
+    file = base / "model.safetensors"
+    weights = file.read_bytes()
+    file.write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    before = (trained / "model.json").read_text()
+    try:
+        banks.tower_fingerprint.cache_clear()
+        with pytest.raises(UserError, match="have changed since"):
+            load(trained)
+        with pytest.raises(UserError, match="have changed since"), tiny.only_devices(1):
+            train(lora_config(dataset, base), trained)
+    finally:
+        file.write_bytes(weights)
+        banks.tower_fingerprint.cache_clear()
+    assert (trained / "model.json").read_text() == before

@@ -87,16 +87,26 @@ def layout_for(config: ConfigDict, tokenizer: Tokenizer) -> Layout:
     is_encoder = isinstance(tower, EncoderConfig)
     ends = [hub.end_token(tower), *_own_end_token(name), SEP]
 
+    prompts = [config.text.prompt, config.text.query_prompt or config.text.prompt]
+    # An encoder's special tokens stand around its words too: [CLS] query: red shoe [SEP].
+    worded = is_encoder and any(text != "auto" and prompt.has_words(text) for text in prompts)
+    around = tokenizer.special_ends if worded else None
+
     def template(text: str) -> Template:
         if text == "auto":
             text = prompt.ENCODER if is_encoder else prompt.DECODER
         if config.vision.fusion == "late":
             text = prompt.pictures_last(text)
-        return prompt.template(text, tokenizer, [*filter(None, ends)])
+        return prompt.template(text, tokenizer, [*filter(None, ends)], around)
 
     label = template(config.text.prompt)
     query = template(config.text.query_prompt) if config.text.query_prompt else label
-    return Layout(query, label, special_tokens=is_encoder)
+    if config.vision.images and not (query.has_images or label.has_images):
+        raise UserError(
+            f"config.vision.images={config.vision.images}, but the prompts have no {{images}}",
+            fix="give --config.vision.images=0, or a prompt with them",
+        )
+    return Layout(query, label, special_tokens=is_encoder and not worded)
 
 
 def _own_end_token(checkpoint: str) -> list[str]:
@@ -265,7 +275,7 @@ def tower_fingerprint(name: str) -> str:
         return name
     digest = hashlib.sha256()
     for file in sorted(Path(hub.resolve(name)).glob("*")):
-        if file.name == "config.json" or file.suffix == ".safetensors":
+        if file.name in ("config.json", "adapter_config.json") or file.suffix == ".safetensors":
             status = file.stat()
             digest.update(_file_digest(file, status.st_size, status.st_mtime_ns))
     return digest.hexdigest()[:16]

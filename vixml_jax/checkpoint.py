@@ -46,7 +46,8 @@ class Checkpointer:
 
     def save_parts(self, parts: dict[str, Any], step: int) -> None:
         """Starts writing trees of arrays by name, and returns before they are on disk."""
-        self._orbax.save_checkpointables_async(step, parts)
+        # Orbax takes no empty trees: a tower of which nothing trains leaves one.
+        self._orbax.save_checkpointables_async(step, {k: v for k, v in parts.items() if jax.tree.leaves(v)})
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest complete checkpoint, None where there is none."""
@@ -82,7 +83,8 @@ class Checkpointer:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like
         )
         try:
-            return self._orbax.load_checkpointables(step, abstract)
+            filled = {name: tree for name, tree in abstract.items() if jax.tree.leaves(tree)}
+            return like | self._orbax.load_checkpointables(step, filled)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"the checkpoint of step {step} does not fit the model: {str(error).splitlines()[0]}",

@@ -30,12 +30,12 @@ from flax import nnx
 
 from vixml_jax import __version__, files, sharding
 from vixml_jax import run as run_lib
-from vixml_jax.banks import Layout
 from vixml_jax.data import packing
 from vixml_jax.data import tokenizer as tokenizer_lib
+from vixml_jax.data.packing import Template
 from vixml_jax.data.tokenizer import Tokenizer
 from vixml_jax.errors import UserError
-from vixml_jax.models import hf_names, lora, own_vision
+from vixml_jax.models import hf_names, hub, lora, own_vision
 from vixml_jax.models.dual_encoder import DualEncoder
 from vixml_jax.models.hf_layouts import Entry, Same, Transposed
 from vixml_jax.models.layers import Adapter
@@ -102,6 +102,7 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Directory that becomes the export; replaces an earlier export")
     flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Type of the weights")
     flags.DEFINE_bool("adapter", False, "Write the LoRA adapters alone, in PEFT's format")
+    flags.DEFINE_enum("side", "", ["", "query", "label"], "Whose prompt, where each has its own")
     flags.DEFINE_bool("vision", False, "Write the trained vision tower, for config.vision.checkpoint")
     flags.DEFINE_float("max_shard_gb", SHARD_GB, "Largest file of weights, in GB", lower_bound=1e-6)
 
@@ -117,6 +118,7 @@ def main() -> int:
         out,
         dtype=flags.FLAGS.dtype,
         max_shard_gb=flags.FLAGS.max_shard_gb,
+        side=flags.FLAGS.side,
         part="adapter" if flags.FLAGS.adapter else "vision" if flags.FLAGS.vision else "tower",
     )
     if flags.FLAGS.vision:
@@ -138,6 +140,7 @@ def export(
     dtype: str = "float32",
     max_shard_gb: float = SHARD_GB,
     part: str = "tower",
+    side: str = "",
 ) -> None:
     """Writes the newest checkpoint's text tower as a Hugging Face directory.
 
@@ -146,6 +149,7 @@ def export(
       out: becomes the export; appears only once it is complete.
       dtype: of the weights, a key of DTYPES.
       max_shard_gb: weights above it are split into files of at most so many GB, where single tensors fit.
+      side: "query" or "label": whose prompt stands in the tokenizer; needed where they differ.
       part: "tower", "adapter" (LoRA alone, in PEFT's format) or "vision" (a vision tower that was trained).
 
     Raises:
@@ -167,6 +171,12 @@ def export(
                 file=workdir,
                 fix="export a run of config.vision.fusion='early'",
             )
+        if part == "tower" and not side and model.spec.layout["query"] != model.spec.layout["label"]:
+            raise UserError(
+                "queries and labels have prompts of their own",
+                file=workdir,
+                fix="give --side=query or --side=label: a directory holds one",
+            )
         max_shard_bytes = round(max_shard_gb * 1e9)
         with files.atomic_dir(out) as directory:
             if part == "adapter":
@@ -174,7 +184,7 @@ def export(
             elif part == "vision":
                 write_vision(model, directory, dtype, max_shard_bytes)
             else:
-                write(model, directory, out.name, dtype, max_shard_bytes)
+                write(model, directory, out.name, dtype, max_shard_bytes, side or "label")
 
 
 def write_adapter(model: TrainedModel, directory: Path) -> None:
@@ -183,7 +193,8 @@ def write_adapter(model: TrainedModel, directory: Path) -> None:
     base, config = model.spec.base, model.spec.lora_config
     assert base is not None  # `export` has checked
     assert config is not None
-    lora.write_peft(dual.tower.text, config, directory, base["checkpoint"])
+    multimodal = hub.is_multimodal(base["checkpoint"])
+    lora.write_peft(dual.tower.text, config, directory, base["checkpoint"], multimodal=multimodal)
     files.write_json(directory / MARKER, {"format": FORMAT, "version": __version__, "adapter": True})
 
 
@@ -199,7 +210,9 @@ def write_vision(model: TrainedModel, directory: Path, dtype: str, max_shard_byt
     files.write_json(directory / MARKER, {"format": FORMAT, "version": __version__, "vision": True})
 
 
-def write(model: TrainedModel, directory: Path, name: str, dtype: str, max_shard_bytes: int) -> None:
+def write(
+    model: TrainedModel, directory: Path, name: str, dtype: str, max_shard_bytes: int, side: str
+) -> None:
     """Fills an empty directory with the export. Must be called inside the mesh."""
     dual: DualEncoder = nnx.merge(model.graphdef, model.params, model.frozen)
     tower, projection, spec = dual.tower.text, dual.tower.image_projection, model.spec
@@ -210,8 +223,9 @@ def write(model: TrainedModel, directory: Path, name: str, dtype: str, max_shard
     files.write_json(directory / "config.json", {**family.write_config(tower_config), "dtype": dtype})
     write_weights(directory, tower_tensors(tower, family.entries(tower_config)), dtype, max_shard_bytes)
     layout = model.layout
-    longest = max_tokens + layout.label.overhead(with_images=False)
-    write_tokenizer(directory, prompted(model.tokenizer, layout), longest)
+    template = getattr(layout, side)
+    longest = max_tokens + template.overhead(with_images=False)
+    write_tokenizer(directory, prompted(model.tokenizer, template, layout.special_tokens), longest)
     write_sentence_transformers(directory, spec.dim, spec.pooling, longest)
     readme = README.format(
         name=name, version=__version__, dim=spec.dim, pooling=spec.pooling, max_tokens=max_tokens
@@ -351,19 +365,19 @@ def _num_bytes(tensor: Tensor, dtype: str) -> int:
     return math.prod(tensor.shape) * np.dtype(DTYPES[dtype][1]).itemsize
 
 
-def prompted(tokenizer: Tokenizer, layout: Layout) -> Tokenizer:
+def prompted(tokenizer: Tokenizer, template: Template, special_tokens: bool) -> Tokenizer:
     """Returns a tokenizer that puts the run's prompt for items without pictures around every text."""
     sides: tuple[list[int], list[int]] = ([], [])
     passed = 0  # 1 from the text on
-    for part in layout.label.parts:
+    for part in template.parts:
         if part.tokens is None:
             passed += part.content == packing.TEXT
         elif not part.with_images:
             sides[passed].extend(part.tokens.tolist())
     before, after = sides
-    if not before and not after and layout.special_tokens:
+    if not before and not after and special_tokens:
         return tokenizer
-    return tokenizer.surrounded(before, after, special_tokens=layout.special_tokens)
+    return tokenizer.surrounded(before, after, special_tokens=special_tokens)
 
 
 def write_tokenizer(directory: Path, tokenizer: Tokenizer, max_tokens: int) -> None:

@@ -195,7 +195,9 @@ def rebuild(spec: ModelSpec) -> DualEncoder:
     if spec.base is None:
         text = hub.random_tower(hub.tower_config_from_json(spec.text), dtype=spec.dtype, remat=spec.remat)
     else:
-        text, _ = _text_tower(spec.base, spec.train, spec.lora_config, spec.dtype, spec.remat)
+        # LoRA's adapters come from the checkpoint, also where they began as another's.
+        base = {**spec.base, "adapter": ""} if spec.train == "lora" else spec.base
+        text, _ = _text_tower(base, spec.train, spec.lora_config, spec.dtype, spec.remat)
     return _assemble(spec, text, 0, _rebuild_vision(spec))
 
 

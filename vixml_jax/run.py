@@ -81,6 +81,10 @@ def begin(config: ConfigDict, workdir: Path) -> None:
       UserError: if the config is wrong, or one that computes something else began the run in `workdir`.
     """
     config_lib.validate(config)
+    # The run may be opened from elsewhere.
+    for section, field in (("text", "checkpoint"), ("text", "adapter"), ("vision", "checkpoint")):
+        if os.path.isdir(config[section][field]):
+            config[section][field] = os.path.abspath(config[section][field])
     path = workdir / "config.json"
     begun = (workdir / MODEL).exists()
     if begun:
@@ -122,7 +126,9 @@ def start(config: ConfigDict, dataset: XmcDataset, workdir: Path, mesh: Mesh) ->
       The run and the parameters that train. Must be called inside the mesh.
     """
     if (workdir / MODEL).exists():
-        check_dataset(dataset, _read_spec(workdir), config)
+        spec = _read_spec(workdir)
+        check_dataset(dataset, spec, config)
+        check_bases(spec)
     tokenizer = banks_lib.tokenizer_for(config, dataset, workdir)
     layout = banks_lib.layout_for(config, tokenizer)
     banks = banks_lib.build(config, dataset, tokenizer, layout)
@@ -142,9 +148,7 @@ def start(config: ConfigDict, dataset: XmcDataset, workdir: Path, mesh: Mesh) ->
         num_queries=len(dataset.train),
         dataset=dataset.fingerprint,
         # Only of what is read again when the run is opened: hashing a large checkpoint takes a while.
-        base_fingerprint=(
-            banks_lib.tower_fingerprint(config.text.checkpoint) if config.text.train != "full" else ""
-        ),
+        base_fingerprint=_base_fingerprint(config.text) if config.text.train != "full" else "",
         vision_fingerprint=(
             banks_lib.tower_fingerprint(config.vision.checkpoint) if config.vision.train == "lora" else ""
         ),
@@ -189,6 +193,34 @@ def check_dataset(dataset: XmcDataset, spec: ModelSpec, config: ConfigDict) -> N
         )
 
 
+def check_bases(spec: ModelSpec) -> None:
+    """Refuses weights that never trained, and are in no checkpoint, when they are not those of the run."""
+    text, vision = spec.base, spec.vision and spec.vision["base"]
+    found = {}
+    if text:
+        adapter = text["adapter"] if spec.train != "lora" else ""  # LoRA's own are in the checkpoint
+        found[text["checkpoint"]] = (text["fingerprint"], _fingerprint(text["checkpoint"], adapter))
+    if vision:
+        found[vision["checkpoint"]] = (vision["fingerprint"], _fingerprint(vision["checkpoint"]))
+    for checkpoint, (then, now) in found.items():
+        if then != now:
+            raise UserError(
+                "the weights under what the run trained have changed since",
+                file=checkpoint,
+                fix="bring back the files of that time",
+            )
+
+
+def _base_fingerprint(text: ConfigDict) -> str:
+    return _fingerprint(text.checkpoint, text.adapter if text.train != "lora" else "")
+
+
+def _fingerprint(checkpoint: str, adapter: str = "") -> str:
+    """Names the content of a checkpoint, and of the adapter that is merged into it."""
+    names = filter(None, (checkpoint, adapter))
+    return "-".join(banks_lib.tower_fingerprint(name) for name in names)
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
     """The newest checkpoint of a workdir, without its dataset.
@@ -223,13 +255,7 @@ def load_model(workdir: Path, mesh: Mesh) -> TrainedModel:
         )
     config = config_lib.load(workdir / "config.json")
     spec = _read_spec(workdir)
-    for base in filter(None, (spec.base, spec.vision and spec.vision["base"])):
-        if banks_lib.tower_fingerprint(base["checkpoint"]) != base["fingerprint"]:
-            raise UserError(
-                "the checkpoint under the run's adapters has changed since it was trained",
-                file=base["checkpoint"],
-                fix="bring back the files of that time",
-            )
+    check_bases(spec)
     model = model_factory.rebuild(spec)
     graphdef, params, frozen = model_factory.split(model, spec.train, spec.vision_train)
     with Checkpointer(workdir) as checkpointer:

@@ -61,6 +61,15 @@ def test_other_orders():
     assert order("{images}", 0) == ""
 
 
+def test_words_stand_inside_an_encoders_special_tokens():
+    words = tokenizer(False)
+    ends = (np.array([0], np.int32), np.array([1], np.int32))
+    template = prompt.template("{images}product {text}", words, around=ends)
+    assert read(template, words, "red kettle", 1) == ["V", "<s>", "product", "red", "kettle", "<end>"]
+    assert prompt.has_words("product {text}")
+    assert not prompt.has_words(prompt.ENCODER)
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -71,6 +80,8 @@ def test_other_orders():
         ("{text}{picture}", "placeholder {picture}"),
         ("{text}[{images}", "unmatched '['"),
         ("{text}]", "unmatched ']'"),
+        ("{text}[ with {Images}]", "placeholder {Images}"),
+        ("{text} {", "stray brace"),
         ("[[{images}]]{text}", "unmatched '['"),
     ],
 )

@@ -60,6 +60,6 @@ class ItemBank:
 
     def image_counts(self) -> np.ndarray:
         """Returns how many pictures of every item are used, int64 [N]."""
-        if self.images is None:
+        if self.images is None or not self.template.has_images:
             return np.zeros(len(self), np.int64)
         return (self.images.slots[:, : self.max_images] >= 0).sum(1).astype(np.int64)

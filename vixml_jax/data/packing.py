@@ -53,6 +53,11 @@ class Template:
         """Whether an item's own text is part of it."""
         return any(part.tokens is None and part.content == TEXT for part in self.parts)
 
+    @property
+    def has_images(self) -> bool:
+        """Whether an item's own pictures are part of it."""
+        return any(part.tokens is None and part.content == IMAGES for part in self.parts)
+
     def overhead(self, *, with_images: bool) -> int:
         """Returns the number of prompt tokens of an item, with pictures or without."""
         prompts = [part for part in self.parts if part.tokens is not None]

@@ -25,7 +25,7 @@ ENCODER = "{images}{text}"
 # METHOD: T + E [+ I + V] + EOS. Families whose tokenizer begins every text with a token keep it in front.
 DECODER = "{bos}This product text {text}[ and its image {images}]{eos}"
 
-_PIECES = re.compile(r"(\{[a-z]*\}|\[|\])")
+_PIECES = re.compile(r"(\{[^{}]*\}|\[|\])")
 
 
 def parse(prompt: str) -> list[tuple[str, bool]]:
@@ -47,6 +47,8 @@ def parse(prompt: str) -> list[tuple[str, bool]]:
             inside = not inside
         elif piece.startswith("{") and piece not in ("{text}", "{images}", "{bos}", "{eos}"):
             raise _wrong(prompt, f"has an unknown placeholder {piece}")
+        elif not piece.startswith("{") and ("{" in piece or "}" in piece):
+            raise _wrong(prompt, "has a stray brace")
         elif piece.strip():
             pieces.append((piece.strip(), inside))
     names = [piece for piece, _ in pieces]
@@ -66,13 +68,24 @@ def pictures_last(prompt: str) -> str:
     return re.sub(r"\[[^\]]*\]", "", prompt).replace("{images}", "") + "{images}"
 
 
-def template(prompt: str, tokenizer: Tokenizer, end_tokens: Sequence[str] = ()) -> Template:
+def has_words(prompt: str) -> bool:
+    """Whether a prompt has literal words, which stand inside the special tokens of a text."""
+    return any(not piece.startswith("{") for piece, _ in parse(prompt))
+
+
+def template(
+    prompt: str,
+    tokenizer: Tokenizer,
+    end_tokens: Sequence[str] = (),
+    around: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Template:
     """Returns the order of an item's parts that a prompt stands for.
 
     Args:
       prompt: as the module describes it.
       tokenizer: of the run.
       end_tokens: names of the end token; the first that the tokenizer knows is taken.
+      around: special tokens to stand before and after the text and the words, as in [CLS] query: text [SEP].
 
     Raises:
       UserError: if the prompt is wrong, or asks for an end token that the tokenizer does not have.
@@ -89,7 +102,13 @@ def template(prompt: str, tokenizer: Tokenizer, end_tokens: Sequence[str] = ()) 
                 if len(ids):
                     yield Part(ids, with_images)
 
-    return Template(tuple(parts()))
+    found = list(parts())
+    if around is not None:
+        is_text = [part.tokens is not None or part.content == TEXT for part in found]
+        first, last = is_text.index(True), len(found) - is_text[::-1].index(True)
+        found[last:last] = [Part(around[1])]
+        found[first:first] = [Part(around[0])]
+    return Template(tuple(found))
 
 
 def _tokens(piece: str, tokenizer: Tokenizer, end_tokens: Sequence[str]) -> np.ndarray:

@@ -138,7 +138,13 @@ class Tokenizer:
     @property
     def leading_tokens(self) -> np.ndarray:
         """Ids of the special tokens that the tokenizer puts before every text, int32."""
-        return np.array(self._ends[0], np.int32)
+        return self.special_ends[0]
+
+    @property
+    def special_ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of the special tokens before and after every text, int32."""
+        before, after = self._ends
+        return np.array(before, np.int32), np.array(after, np.int32)
 
     @property
     def _ends(self) -> tuple[list[int], list[int]]:

@@ -130,6 +130,14 @@ def load_text_tower(
     return load_weights(directory, family, config, full, dtype=dtype, param_dtype=param_dtype, remat=remat)
 
 
+def is_multimodal(name_or_dir: str) -> bool:
+    """Whether a text tower is a part of a checkpoint that has other parts beside it."""
+    if name_or_dir.startswith(presets.RANDOM):
+        return False
+    raw = files.read_json(resolve(name_or_dir, ("config.json",)) / "config.json")
+    return isinstance(raw, dict) and raw.get("model_type") == "gemma3"
+
+
 def end_token(config: Any) -> str:
     """Returns the token that ends a text in a tower's pretraining; "" for encoders."""
     return hf_names.TEXT_FAMILIES[config.family].end_token

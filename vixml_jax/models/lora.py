@@ -25,6 +25,7 @@ from vixml_jax.models.layers import Adapter, Linear
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MULTIMODAL_PREFIX = "language_model."
 # What PEFT puts before a tensor's name; "model." more where the base had a head.
 _PEFT_PREFIXES = ("base_model.model.model.", "base_model.model.")
 
@@ -116,7 +117,9 @@ def merged(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.A
     return kernel.astype(jnp.float32) + addition * scale
 
 
-def write_peft(tower: Any, config: LoraConfig, directory: Path, base: str) -> None:
+def write_peft(
+    tower: Any, config: LoraConfig, directory: Path, base: str, *, multimodal: bool = False
+) -> None:
     """Writes the adapters as a PEFT directory: adapter_config.json and adapter_model.safetensors.
 
     Args:
@@ -124,7 +127,9 @@ def write_peft(tower: Any, config: LoraConfig, directory: Path, base: str) -> No
       config: theirs.
       directory: exists.
       base: name or directory of the checkpoint that they belong to.
+      multimodal: whether the tower is the text part of a model that sees (Gemma 3).
     """
+    inside = MULTIMODAL_PREFIX if multimodal else ""
     names = _hf_names(tower)
     tensors, modules = {}, set()
     for path, linear in linears(tower):
@@ -136,7 +141,7 @@ def write_peft(tower: Any, config: LoraConfig, directory: Path, base: str) -> No
             array = np.asarray(value.get_value(), np.float32)
             layers = enumerate(array) if array.ndim == 3 else [(0, array)]
             for i, matrix in layers:
-                name = f"{_PEFT_PREFIXES[-1]}{hf.format(i=i)}.lora_{letter}.weight"
+                name = f"{_PEFT_PREFIXES[-1]}{inside}{hf.format(i=i)}.lora_{letter}.weight"
                 tensors[name] = np.ascontiguousarray(matrix.T)
     save_file(tensors, directory / PEFT_WEIGHTS, metadata={"format": "pt"})
     files.write_json(
@@ -150,7 +155,10 @@ def write_peft(tower: Any, config: LoraConfig, directory: Path, base: str) -> No
             "lora_alpha": config.alpha,
             "lora_dropout": 0.0,
             "use_rslora": config.rank_stabilised,
-            "target_modules": sorted(modules),
+            # Names alone would also hit the vision tower's maps.
+            "target_modules": rf".*language_model\..*\.({'|'.join(sorted(modules))})"
+            if multimodal
+            else sorted(modules),
             "bias": "none",
             "fan_in_fan_out": False,
         },
@@ -167,6 +175,16 @@ def attach_peft(tower: Any, directory: Path, *, param_dtype: DTypeLike = jnp.flo
       UserError: if it is no LoRA adapter of this tower, or asks for something that is not supported.
     """
     raw = files.read_json(directory / PEFT_CONFIG)
+    if not isinstance(raw, dict) or not {"peft_type", "r", "lora_alpha"} <= raw.keys():
+        raise UserError(
+            "lacks peft_type, r or lora_alpha", file=directory / PEFT_CONFIG, fix="give a LoRA adapter"
+        )
+    if isinstance(raw.get("init_lora_weights"), str) and raw["init_lora_weights"] != "gaussian":
+        raise UserError(
+            f"init_lora_weights={raw['init_lora_weights']!r} has changed the base weights too",
+            file=directory / PEFT_CONFIG,
+            fix="give an adapter that was converted to plain LoRA",
+        )
     if raw.get("peft_type") != "LORA":
         raise UserError(
             f"peft_type {raw.get('peft_type')!r} is not supported",
@@ -193,6 +211,17 @@ def attach_peft(tower: Any, directory: Path, *, param_dtype: DTypeLike = jnp.flo
                 f"{len(missing)} layers have no adapter, such as {missing[0]}",
                 file=directory / PEFT_WEIGHTS,
                 fix="give an adapter of all layers",
+            )
+        shapes = {
+            (letter, tensors[name].shape if (name := f"{module}.lora_{letter}.weight") in tensors else None)
+            for module in there
+            for letter in "AB"
+        }
+        if there and (len(shapes) != 2 or None in {shape for _, shape in shapes}):
+            raise UserError(
+                f"{hf} has adapters of several shapes, or halves of them",
+                file=directory / PEFT_WEIGHTS,
+                fix="give an adapter of one rank",
             )
         if there:
             values[path] = [
@@ -239,7 +268,8 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
     plain = {}
     for name, value in found.items():
         prefix = next((prefix for prefix in _PEFT_PREFIXES if name.startswith(prefix)), "")
-        plain[name.removeprefix(prefix)] = value
+        name = name.removeprefix(prefix).removeprefix("model.")
+        plain[name.removeprefix(MULTIMODAL_PREFIX)] = value
     return plain
 
 
