@@ -105,7 +105,7 @@ def test_a_wrong_argument_names_the_right_ones(arg, message):
         recipes.get_config("lf_amazontitles_131k", arg)
 
 
-def test_collect_finds_the_runs_of_a_row(tmp_path, capsys):
+def test_collect_finds_the_runs_of_a_row(tmp_path, capsys, caplog):
     text, pictures = (row for row in TABLES[5].rows if row.name in ("PRIME, text", "PRIME, images"))
     figures = {"P@1": 44.5, "P@5": 21.5, "PSP@1": 39.25, "R@100": 68.0, "R@10": 60.0}
     write_run(tmp_path / "a" / "text", text, figures)
@@ -115,6 +115,9 @@ def test_collect_finds_the_runs_of_a_row(tmp_path, capsys):
         **{"train__seed": 7, "text__checkpoint": "/models/msmarco-distilbert-base-v4", "mesh__fsdp": 2},
     )
     write_run(tmp_path / "other", pictures, figures, optimizer__lr=1e-3)
+    write_run(tmp_path / "classified", pictures, figures, classifier__epochs=10)
+    damaged = write_run(tmp_path / "damaged", text, figures)
+    (damaged / "config.json").write_text('{"train": {"epocks": 3}}')
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "config.json").write_text("{}")
     capsys.readouterr()
@@ -132,6 +135,8 @@ def test_collect_finds_the_runs_of_a_row(tmp_path, capsys):
     assert "45.00" in out
     assert "other is no row of these tables" in out
     assert "optimizer.lr is 0.001, not 0.0002" in out
+    assert "classifier.epochs is 10, not 0" in out
+    assert "damaged" in caplog.text
 
 
 def test_a_seed_that_a_row_names_counts(tmp_path):

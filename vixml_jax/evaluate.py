@@ -12,7 +12,7 @@ Examples:
   vixml eval --workdir=runs/picto --config=configs/picto_tags.py --config.retrieval.kind=exact
   vixml eval --workdir=runs/shelf --config=configs/picto_tags.py --config.train.epochs=0
 
-With --config.train.epochs=0 and a workdir that is not there yet, the tower is evaluated off the shelf, the
+With --config.train.epochs=0, on a workdir that need not be there yet, a tower is evaluated off the shelf,
 labels by their texts alone; `text.query_prompt` takes the instruction that such a model wants for queries.
 
 A config that is given may differ from the run's in what training does not depend on (retrieval, eval, mesh,
@@ -52,10 +52,10 @@ def main() -> int:
     if not flags.FLAGS.workdir:
         raise UserError("eval needs --workdir", fix="give the directory that `vixml train` filled")
     workdir, config = Path(flags.FLAGS.workdir), flags.FLAGS.config
-    if config is not None and not config.train.epochs and not (workdir / run_lib.MODEL).exists():
+    if config is not None and not config.train.epochs:
         from vixml_jax.train import train  # which evaluates by this module, and so cannot be imported above
 
-        train(config, workdir)  # of no epochs: what there is to evaluate is the start
+        train(config, workdir)  # of no epochs: it makes what there is to evaluate, where it is not there yet
         if not flags.FLAGS.modalities:
             return 0
     if not (workdir / "config.json").is_file():

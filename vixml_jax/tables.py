@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,8 +36,14 @@ ANYHOW = (
 )
 # Fields that name weights: a local copy of the same name will do.
 WEIGHTS = ("text.checkpoint", "vision.checkpoint")
-# Section -> the field that, at 0, leaves the rest of it unread.
-SWITCHES = {"retrieval": "retrieval.query_weight", "vision": "vision.images"}
+# What is read only where another field is not 0.
+READ_IF = {
+    "vision.": "vision.images",
+    "classifier.": "classifier.epochs",
+    "retrieval.classifier_weight": "classifier.epochs",
+    "retrieval.neighbours": "retrieval.query_weight",
+    "retrieval.temperature": "retrieval.query_weight",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,11 +146,11 @@ def load() -> dict[int, Table]:
 def find_runs(root: Path) -> Iterator[FoundRun]:
     """Yields the finished runs below a directory, in order of their paths.
 
-    Raises:
-      UserError: if there is no such directory, or a run's files cannot be read.
-    """
-    from vixml_jax import config as config_lib  # only those who collect wait for it
+    One whose files cannot be read is named in a warning.
 
+    Raises:
+      UserError: if there is no such directory.
+    """
     if not root.is_dir():
         raise UserError("no such directory", file=root, fix="give --collect the directory of your runs")
     for directory, folders, names in os.walk(root):
@@ -152,11 +159,19 @@ def find_runs(root: Path) -> Iterator[FoundRun]:
             continue
         folders.clear()  # a run holds no runs
         if {"metrics.json", "model.json"} <= set(names):
-            workdir = Path(directory)
-            model = files.read_json(workdir / "model.json")
-            sizes = {f"dataset {key}": model[f"num_{key}"] for key in ("queries", "labels")}
-            config = config_lib.flat(config_lib.load(workdir / "config.json"))
-            yield FoundRun(directory, {**config, **sizes}, files.read_json(workdir / "metrics.json"))
+            try:
+                yield _read_run(Path(directory))
+            except UserError as error:
+                logging.warning("left out: %s", error)
+
+
+def _read_run(workdir: Path) -> FoundRun:
+    from vixml_jax import config as config_lib  # only those who collect wait for it
+
+    model = files.read_json(workdir / "model.json")
+    sizes = {f"dataset {key}": model.get(f"num_{key}") for key in ("queries", "labels")}
+    config = config_lib.flat(config_lib.load(workdir / "config.json"))
+    return FoundRun(str(workdir), {**config, **sizes}, files.read_json(workdir / "metrics.json"))
 
 
 def differences(row: Row, run: FoundRun) -> dict[str, tuple[Any, Any]]:
@@ -167,11 +182,8 @@ def differences(row: Row, run: FoundRun) -> dict[str, tuple[Any, Any]]:
     for name, value in fields.items():
         if name.startswith(ANYHOW) or (name == "train.seed" and not seeded):
             continue
-        # A section whose deciding field is 0 is not read: no near training queries, no pictures.
-        decides = {"retrieval": "retrieval.query_weight", "vision": "vision.images"}.get(
-            name.partition(".")[0]
-        )
-        if decides not in (None, name) and not fields[decides]:
+        if any(name.startswith(read) and name != if_not_0 and not fields[if_not_0]
+               for read, if_not_0 in READ_IF.items()):  # fmt: skip
             continue
         other = run.fields.get(name)
         same = value == other or (name in WEIGHTS and Path(str(value)).name == Path(str(other)).name)
