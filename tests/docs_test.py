@@ -77,12 +77,15 @@ def test_every_help_has_examples(command, capsys):
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "docs" / "api.md"], ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    for target in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", text):
+        target = "".join(target)
         if re.match(r"https?://", target):
             continue
         path, _, anchor = target.partition("#")
         found = (page.parent / path).resolve() if path else page
         assert found.exists(), f"{page.name}: {target}"
+        if found.suffix == ".png":
+            assert found.stat().st_size < 200_000, f"{page.name}: {target}"
         if anchor:
             assert anchor in documents.anchors(found), f"{page.name}: {target}"
 
