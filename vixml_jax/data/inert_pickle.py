@@ -111,7 +111,7 @@ def _elements(value: Any, shape: tuple[int, ...]) -> list[Any]:
     found = _array(value)
     if found is None or not isinstance(found[1], list):
         raise _Unsupported("no array of lists")
-    inner_shape, elements = found
+    inner_shape, elements = found[0], found[1]
     if inner_shape != shape or len(elements) != math.prod(shape) or len(shape) not in (1, 2):
         raise _Unsupported(f"a shape of {shape} around {len(elements)} elements")
     if len(shape) == 1:
