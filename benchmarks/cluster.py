@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from timing import timed
 
-from vixml_jax import files, mining
+from vixml_jax import files, mining, two_means
 
 
 def numpy_clusters(x_ND: np.ndarray, cluster_size: int, seed: int) -> np.ndarray:
@@ -37,14 +37,14 @@ def _halves(x_MD: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> tup
     half = -(-len(rows) // 2)
     first, second = rng.choice(len(rows), 2, replace=False)
     direction, total, quality = x_MD[first] - x_MD[second], x_MD.sum(axis=0), -1.0
-    for _ in range(mining.MAX_ROUNDS):
+    for _ in range(two_means.MAX_ROUNDS):
         order = np.argpartition(-(x_MD @ direction), half - 1)
         left = x_MD[order[:half]].sum(axis=0)
         right = total - left
         left_norm, right_norm = np.linalg.norm(left), np.linalg.norm(right)
         better = (left_norm + right_norm) / len(rows)
         direction = left / left_norm - right / right_norm
-        if better - quality <= mining.TOLERANCE:
+        if better - quality <= two_means.TOLERANCE:
             break
         quality = better
     return rows[order[:half]], rows[order[half:]]

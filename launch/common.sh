@@ -1,8 +1,7 @@
 # Shared by the launch scripts; sourced, not run.
 # shellcheck shell=bash
 
-# What a program returns that saved all after SIGTERM, so that the same command continues (sysexits.h). `vixml`
-# does not save on SIGTERM yet: docs/launching.md.
+# What `vixml train` returns after a pre-emption (SIGTERM): all is saved, the same command continues (sysexits.h).
 export PREEMPTED=75
 
 # Prints the comment at the top of the calling script, its help.

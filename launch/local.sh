@@ -12,8 +12,7 @@
 #
 # What follows `--` goes to vixml. The output of process 0 is shown as it is, that of the others with their
 # number in front. If a process fails, the others are ended, and its exit code is the script's. SIGTERM is
-# handed on; 75 stands for a run that saved (not yet: docs/launching.md). PYTHON names the interpreter (default
-# .venv/bin/python).
+# handed on: the run saves and ends with 75. PYTHON names the interpreter (default .venv/bin/python).
 set -euo pipefail
 # shellcheck source=launch/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"

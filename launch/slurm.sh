@@ -15,7 +15,7 @@
 #
 # What follows `--` goes to vixml, which must be installed in the .venv of this directory; directory and
 # workdir lie on a file system that all hosts see. Two minutes before the time limit, and on pre-emption,
-# Slurm sends SIGTERM; a job whose run ends with 75, saved (not yet: docs/launching.md), queues itself again.
+# Slurm sends SIGTERM: the run saves and ends with 75, and the job queues itself again.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"

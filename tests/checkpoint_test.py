@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
+import shutil
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import fresh
 import jax
@@ -13,7 +16,7 @@ import pytest
 from flax import nnx
 
 from vixml_jax import optim, sharding, train_state
-from vixml_jax.checkpoint import Checkpointer
+from vixml_jax.checkpoint import MODEL_PARTS, Checkpointer, steps_in
 from vixml_jax.errors import UserError
 from vixml_jax.models.layers import Linear
 from vixml_jax.train_state import Tables, TrainState, row_table
@@ -22,6 +25,18 @@ from vixml_jax.train_state import Tables, TrainState, row_table
 
 # A failed load leaves coroutines of Orbax behind that nobody awaits.
 leaves_coroutines = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+OPTIMIZER = optim.make(
+    lr=1e-3,
+    head_lr=1e-3,
+    vision_lr=1e-3,
+    weight_decay=0.01,
+    warmup_steps=2,
+    total_steps=9,
+    clip_norm=1.0,
+    eps=1e-6,
+)
 
 
 def _state(mesh, seed: int, dim: int = 16, bias: bool = True) -> TrainState:
@@ -35,16 +50,6 @@ def _state(mesh, seed: int, dim: int = 16, bias: bool = True) -> TrainState:
         query_embeddings=row_table(rng.normal(size=(50, dim)).astype(np.float32), mesh),
         query_clusters=row_table(rng.integers(0, 9, 50).astype(np.int32), mesh, fill=-1),
     )
-    optimizer = optim.make(
-        lr=1e-3,
-        vision_lr=1e-3,
-        head_lr=1e-3,
-        weight_decay=0.01,
-        warmup_steps=2,
-        total_steps=9,
-        clip_norm=1.0,
-        eps=1e-6,
-    )
 
     def lively(leaf):
         if leaf.dtype == np.int32:
@@ -53,7 +58,13 @@ def _state(mesh, seed: int, dim: int = 16, bias: bool = True) -> TrainState:
             values = rng.normal(size=leaf.shape)
         return jax.device_put(np.asarray(values, leaf.dtype), leaf.sharding)
 
-    return jax.tree.map(lively, train_state.create(params, optimizer, tables, mesh))
+    return jax.tree.map(lively, train_state.create(params, OPTIMIZER, tables, mesh))
+
+
+def _shapes(state: TrainState, mesh) -> TrainState:
+    """What is known of a state before there is one."""
+    tables = train_state.abstract_tables(30, 50, state.tables.centroids.shape[1], mesh)
+    return train_state.abstract(state.params, OPTIMIZER, tables, mesh)
 
 
 def _assert_same_bits(got, expected):
@@ -75,7 +86,7 @@ def test_back_bitwise_and_onto_every_mesh(mesh, tmp_path):
     like = _state(mesh, SEED + 1)
     with Checkpointer(tmp_path) as checkpointer:
         assert checkpointer.latest_step() == 7
-        restored = checkpointer.restore(like)
+        restored = checkpointer.restore(_shapes(like, mesh))
         params, tables = checkpointer.restore_model(like.params, like.tables)
     _assert_same_bits(restored, saved)
     _assert_same_bits((params, tables), (saved.params, saved.tables))
@@ -83,16 +94,81 @@ def test_back_bitwise_and_onto_every_mesh(mesh, tmp_path):
         assert got.sharding.is_equivalent_to(wanted.sharding, got.ndim)
 
 
-@pytest.mark.parametrize("keep", [1, 2])
-def test_the_newest_are_kept(single_mesh, tmp_path, keep):
-    states = {step: _state(single_mesh, SEED + step) for step in (2, 5, 11)}
-    with Checkpointer(tmp_path, keep) as checkpointer:
+@pytest.mark.parametrize(("keep", "every", "kept"), [(1, 0, [11]), (2, 0, [8, 11]), (1, 4, [4, 8, 11])])
+def test_what_is_kept(single_mesh, tmp_path, keep, every, kept):
+    states = {step: _state(single_mesh, SEED + step) for step in (4, 5, 8, 11)}
+    with Checkpointer(tmp_path, keep, every) as checkpointer:
         for step, state in states.items():
             checkpointer.save(state, step)
-    names = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
-    assert names == [2, 5, 11][-keep:]
-    with Checkpointer(tmp_path, keep) as checkpointer:
-        _assert_same_bits(checkpointer.restore(states[2]), states[11])
+    assert steps_in(tmp_path / "checkpoints") == kept[::-1]
+    assert sorted(int(path.stem) for path in (tmp_path / "checkpoint_sums").iterdir()) == kept
+    with Checkpointer(tmp_path, keep, every) as checkpointer:
+        _assert_same_bits(checkpointer.restore(states[4]), states[11])
+
+
+def _largest_file(directory) -> Path:
+    return max(
+        (path for path in directory.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "a bit": _flip,
+    "cut": lambda path: os.truncate(path, 17),
+    "empty": lambda path: os.truncate(path, 0),
+    "gone": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over(single_mesh, tmp_path, damage, caplog):
+    states = {step: _state(single_mesh, SEED + step) for step in (2, 5)}
+    with Checkpointer(tmp_path, 2) as checkpointer:
+        for step, state in states.items():
+            checkpointer.save(state, step)
+    damage(_largest_file(tmp_path / "checkpoints" / "5" / "tables"))
+
+    with Checkpointer(tmp_path, only=("params",)) as checkpointer:  # what it reads is sound
+        assert checkpointer.latest_step() == 5
+    with Checkpointer(tmp_path, only=MODEL_PARTS) as checkpointer:
+        params, tables = checkpointer.restore_model(states[2].params, states[2].tables)
+    _assert_same_bits((params, tables), (states[2].params, states[2].tables))
+    assert "damaged" in caplog.text
+    assert steps_in(tmp_path / "checkpoints") == [5, 2]  # a reader moves nothing
+
+    with Checkpointer(tmp_path, 2) as checkpointer:
+        assert checkpointer.latest_step() == 2
+        _assert_same_bits(checkpointer.restore(states[5]), states[2])
+        checkpointer.save(states[5], 5)  # the run comes to that step again
+    with Checkpointer(tmp_path, 2) as checkpointer:
+        _assert_same_bits(checkpointer.restore(states[2]), states[5])
+
+
+def test_without_its_sums_a_checkpoint_is_taken_as_it_is(single_mesh, tmp_path):
+    states = {step: _state(single_mesh, SEED + step) for step in (2, 5)}
+    with Checkpointer(tmp_path, 2) as checkpointer:
+        for step, state in states.items():
+            checkpointer.save(state, step)
+    (tmp_path / "checkpoint_sums" / "5.json").write_text('{"cut')
+    with Checkpointer(tmp_path, 2) as checkpointer:
+        _assert_same_bits(checkpointer.restore(states[2]), states[5])
+
+
+def test_what_a_killed_save_leaves_does_not_count(single_mesh, tmp_path):
+    state = _state(single_mesh, SEED)
+    _save(tmp_path, state, 3)
+    half = tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "checkpoints" / "3", half)
+    _largest_file(half).unlink()
+    with Checkpointer(tmp_path) as checkpointer:
+        assert checkpointer.latest_step() == 3
+        _assert_same_bits(checkpointer.restore(state), state)
 
 
 def test_a_saved_step_is_left_alone(single_mesh, tmp_path):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -86,7 +87,11 @@ def untrained(dataset, tmp_path, request):
         run, params = run_lib.start(config, run_lib.open_dataset(config), workdir, mesh)
         keys = nnx.Rngs(3)
         params = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(keys(), x.shape), params)
-        state = create(params, optax.sgd(0.1), run_lib.empty_tables(run.spec, mesh), mesh)
+        tables = jax.tree.map(
+            lambda table: jnp.zeros(table.shape, table.dtype, device=table.sharding),
+            run_lib.tables_of(run.spec, mesh),
+        )
+        state = create(params, optax.sgd(0.1), tables, mesh)
         with Checkpointer(workdir) as checkpointer:
             checkpointer.save(state, 0)
     export(workdir, tmp_path / "hf")

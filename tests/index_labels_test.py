@@ -12,6 +12,7 @@ import tiny
 
 from vixml_jax import XmcModel, cli, index_labels, retrieval
 from vixml_jax import config as config_lib
+from vixml_jax.checkpoint import steps_in
 from vixml_jax.search import ADDED, OF
 
 
@@ -45,8 +46,8 @@ def found(model, text, k=40):
 
 def newer_checkpoint(workdir):
     """The same checkpoint as that of a later step: what was computed from the old one is stale."""
-    (old,) = (path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
-    os.rename(old, old.with_name(str(int(old.name) + 1)))
+    step = max(steps_in(workdir / "checkpoints"))
+    os.rename(workdir / "checkpoints" / str(step), workdir / "checkpoints" / str(step + 1))
 
 
 def test_building_takes_flags_into_the_config_and_tells_what_it_measured(workdir, capsys):

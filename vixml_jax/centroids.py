@@ -2,6 +2,12 @@
 
 PRIME (NAACL 2025) feeds them to the prototype network; ViXML refreshes them once an epoch, from the
 embeddings that the epoch's own steps produced.
+
+Queries and labels are tables that may be split by rows over a mesh. Every row shard adds up its own queries
+for some labels of every shard at a time, then the shards exchange these sums. So what travels is one table of
+labels, however many queries have each.
+
+Shape suffixes: N queries, L labels, D embedding, S row shards, B blocks of P pairs (docs/notation.md).
 """
 
 from __future__ import annotations
@@ -13,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as Spec
 from jaxtyping import Array, Float
 
 from vixml_jax import sharding
@@ -20,46 +28,113 @@ from vixml_jax import sharding
 # (query, label) pairs gathered at once: at 768 dimensions in float32, 50 MB.
 PAIRS_AT_ONCE = 16_384
 
+# Labels summed at once where tables are split, those of all shards together: 25 MB.
+LABELS_AT_ONCE = 8_192
+
+
+class LabelCentroids:
+    """Computes the centroids of one relevance matrix, whose pairs are laid out once.
+
+    Args:
+      train_targets: sparse [N, L]; every stored value but 0 means relevant.
+      table_rows: N', rows of the embeddings; at least N.
+      mesh: over which the embeddings are split by rows; None for an array that is not split.
+    """
+
+    def __init__(self, train_targets: scipy.sparse.csr_matrix, table_rows: int, mesh: Mesh | None = None):
+        targets = _canonical(train_targets)
+        num_rows, num_labels = targets.get_shape()
+        self._mesh, self._table_rows = mesh, table_rows
+        shards = 1 if mesh is None else sharding.num_row_shards(mesh)
+        held = (0,) if mesh is None else sharding.local_row_shards(mesh)
+        own_labels = sharding.round_up(num_labels, sharding.TABLE_ROWS_MULTIPLE) // shards
+        at_once = own_labels if mesh is None else min(own_labels, max(1, LABELS_AT_ONCE // shards))
+        chunks = -(-own_labels // at_once)
+        self._sizes = (shards, own_labels, at_once)
+
+        # The labels of chunk c are the c-th `at_once` of every shard.
+        owner_L, within_L = np.divmod(np.arange(num_labels, dtype=np.int32), own_labels)
+        chunk_L = within_L // at_once
+        place_L = owner_L * at_once + within_L % at_once
+        ends = np.minimum(np.arange(shards + 1) * (table_rows // shards), num_rows)
+        pairs_of = [slice(*targets.indptr[ends[[shard, shard + 1]]]) for shard in range(shards)]
+        counts_SC = np.stack(
+            [np.bincount(chunk_L[targets.indices[pairs]], minlength=chunks) for pairs in pairs_of]
+        )
+        most_C = counts_SC.max(axis=0)
+        size = int(min(PAIRS_AT_ONCE, max(most_C.max(), 1)))
+        blocks_C = -(-most_C // size)
+        bounds = np.concatenate([[0], np.cumsum(blocks_C)]).astype(np.int32)
+        self._bounds_C2 = np.stack([bounds[:-1], bounds[1:]], axis=1)
+
+        rows = np.zeros((len(held), max(bounds[-1], 1) * size), np.int32)
+        places = np.full(rows.shape, shards * at_once, np.int32)  # padding: beyond the sums, so dropped
+        for number, shard in enumerate(held):
+            labels = targets.indices[pairs_of[shard]]
+            lengths = np.diff(targets.indptr[ends[shard] : ends[shard + 1] + 1])
+            order = np.lexsort((place_L[labels], chunk_L[labels]))
+            in_chunk = np.arange(len(order)) - np.repeat(
+                np.cumsum(counts_SC[shard]) - counts_SC[shard], counts_SC[shard]
+            )
+            slots = np.repeat(bounds[:-1] * size, counts_SC[shard]) + in_chunk
+            rows[number, slots] = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)[order]
+            places[number, slots] = place_L[labels][order]
+        degrees_L = np.zeros(own_labels * shards, np.float32)
+        degrees_L[:num_labels] = np.bincount(targets.indices, minlength=num_labels)
+        place = (
+            (lambda local: local) if mesh is None else (lambda local: sharding.from_local_rows(local, mesh))
+        )
+        self._rows_BP, self._places_BP = (place(pairs.reshape(-1, size)) for pairs in (rows, places))
+        self._degrees_L = degrees_L if mesh is None else sharding.put(degrees_L, sharding.rows(mesh))
+
+    def __call__(self, embeddings_ND: Float[Array | np.ndarray, "N D"]) -> Float[Array, "L D"]:
+        """Returns c_r, the mean of the embeddings of the training queries that have label r.
+
+        It is not normalised again, and zero for a label without training queries.
+
+        Args:
+          embeddings_ND: [N', D], of any float type; rows beyond N do not count.
+
+        Returns:
+          float32 [L', D], split as the embeddings are; L' is L filled up to a multiple of
+          sharding.TABLE_ROWS_MULTIPLE.
+
+        Raises:
+          ValueError: if the embeddings are not N' rows.
+        """
+        if embeddings_ND.ndim != 2 or embeddings_ND.shape[0] != self._table_rows:
+            raise ValueError(f"embeddings of shape {embeddings_ND.shape} for {self._table_rows} rows")
+        return means(
+            embeddings_ND,
+            self._rows_BP,
+            self._places_BP,
+            self._bounds_C2,
+            self._degrees_L,
+            sizes=self._sizes,
+            mesh=self._mesh,
+        )
+
 
 def label_centroids(
     embeddings_ND: Float[Array | np.ndarray, "N D"], train_targets: scipy.sparse.csr_matrix
 ) -> Float[Array, "L D"]:
-    """Returns c_r, the mean of the embeddings of the training queries that have label r, in float32.
-
-    It is not normalised again, and zero for a label without training queries.
-
-    The pairs are taken in blocks, so that beside the embeddings and the centroids no more than a block of
-    rows is ever in memory; the sums are float32 and, in a mesh, split by rows. The embeddings may be split by
-    rows as well.
+    """Computes the centroids of labels once; see `LabelCentroids`.
 
     Args:
-      embeddings_ND: a row for each training query, of any float type.
-      train_targets: sparse [N, L]; every stored value but 0 means relevant.
+      embeddings_ND: a row for each training query, of any float type; may be a table, with more rows.
+      train_targets: sparse [N, L].
+
+    Returns:
+      float32 [L', D].
 
     Raises:
-      ValueError: if the embeddings are not one a row of `train_targets`.
+      ValueError: if there are fewer embeddings than rows of `train_targets`.
     """
-    num_rows, num_labels = train_targets.get_shape()
-    if embeddings_ND.ndim != 2 or embeddings_ND.shape[0] != num_rows:
+    num_rows = train_targets.get_shape()[0]
+    if embeddings_ND.ndim != 2 or embeddings_ND.shape[0] < num_rows:
         raise ValueError(f"embeddings of shape {embeddings_ND.shape} for {num_rows} rows of targets")
-    relevant = scipy.sparse.csc_matrix(train_targets != 0)  # by label; also adds up duplicates
-    counts_L = np.diff(relevant.indptr)
-    blocks = max(1, -(-relevant.nnz // PAIRS_AT_ONCE))
-    missing = blocks * PAIRS_AT_ONCE - relevant.nnz
-    # Padding points at a label that does not exist: its updates are dropped.
-    rows_P = np.pad(relevant.indices.astype(np.int32), (0, missing))
-    labels_P = np.pad(
-        np.repeat(np.arange(num_labels, dtype=np.int32), counts_L), (0, missing), constant_values=num_labels
-    )
-    shape = (blocks, PAIRS_AT_ONCE)
-    mesh = jax.sharding.get_mesh()
-    return _means(
-        jnp.asarray(embeddings_ND),
-        rows_P.reshape(shape),
-        labels_P.reshape(shape),
-        counts_L,
-        shards=None if mesh.empty else sharding.num_row_shards(mesh),
-    )
+    mesh = sharding.mesh_of_rows(embeddings_ND)
+    return LabelCentroids(train_targets, embeddings_ND.shape[0], mesh)(embeddings_ND)
 
 
 def moving_average(old_LD: Any, new_LD: Any, decay: float = 0.95) -> Any:
@@ -67,21 +142,62 @@ def moving_average(old_LD: Any, new_LD: Any, decay: float = 0.95) -> Any:
     return decay * old_LD + (1 - decay) * new_LD
 
 
-@functools.partial(jax.jit, static_argnames="shards")
-def _means(
-    embeddings_ND: Array, rows_BP: Array, labels_BP: Array, counts_L: Array, shards: int | None
+@functools.partial(jax.jit, static_argnames=("sizes", "mesh"))
+def means(
+    embeddings_ND: Array | np.ndarray,
+    rows_BP: Array | np.ndarray,
+    places_BP: Array | np.ndarray,
+    bounds_C2: Array | np.ndarray,
+    degrees_L: Array | np.ndarray,
+    *,
+    sizes: tuple[int, int, int],
+    mesh: Mesh | None,
 ) -> Array:
-    num_labels = counts_L.shape[0]
+    """The program of `LabelCentroids`.
 
-    def add_block(sums_LD: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
-        rows_P, labels_P = block
-        gathered_PD = embeddings_ND[rows_P].astype(jnp.float32)
-        sums_LD = sums_LD.at[labels_P].add(gathered_PD, mode="drop", indices_are_sorted=True)
-        if shards is not None:
-            sums_LD = jax.lax.with_sharding_constraint(sums_LD, sharding.spec("label", None))
-        return sums_LD, None
+    Args:
+      embeddings_ND: [N', D].
+      rows_BP: of each pair the query, counted from its shard's first; all blocks of a shard after each other.
+      places_BP: and the label's place among those that are summed at once.
+      bounds_C2: the first block of each chunk of labels and the one after its last.
+      degrees_L: queries of each label.
+      sizes: number of row shards, labels of each, labels of each summed at once.
+      mesh: None where nothing is split.
+    """
+    shards, own_labels, at_once = sizes
 
-    padded = sharding.round_up(num_labels, shards or 1)
-    sums_LD = jnp.zeros((padded, embeddings_ND.shape[1]), jnp.float32)
-    sums_LD, _ = jax.lax.scan(add_block, sums_LD, (rows_BP, labels_BP))
-    return sums_LD[:num_labels] / jnp.maximum(counts_L, 1)[:, None]
+    def sums(embeddings_nD: Any, rows_bP: Any, places_bP: Any) -> Array:
+        embeddings_nD, rows_bP, places_bP = map(jnp.asarray, (embeddings_nD, rows_bP, places_bP))
+
+        def add(block: Array, sums_lD: Array) -> Array:
+            gathered_PD = embeddings_nD[rows_bP[block]].astype(jnp.float32)
+            return sums_lD.at[places_bP[block]].add(gathered_PD, mode="drop", indices_are_sorted=True)
+
+        def some_labels(bounds: Array) -> Array:
+            start_lD = jnp.zeros((shards * at_once, embeddings_nD.shape[1]), jnp.float32)
+            sums_lD = jax.lax.fori_loop(bounds[0], bounds[1], add, start_lD)
+            if mesh is None:
+                return sums_lD
+            return jax.lax.psum_scatter(sums_lD, sharding.ROWS, tiled=True)
+
+        parts = jax.lax.map(some_labels, jnp.asarray(bounds_C2))
+        return parts.reshape(-1, embeddings_nD.shape[1])[:own_labels]
+
+    if mesh is None:
+        sums_LD = sums(embeddings_ND, rows_BP, places_BP)
+    else:
+        rows = Spec(sharding.ROWS, None)
+        sums_LD = jax.shard_map(sums, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(
+            embeddings_ND, rows_BP, places_BP
+        )
+    return sums_LD / jnp.maximum(degrees_L, 1)[:, None]
+
+
+def _canonical(targets: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
+    """Each relevant pair once, without stored zeros."""
+    if targets.has_canonical_format and (targets.data != 0).all():
+        return targets
+    targets = scipy.sparse.csr_matrix(targets, copy=True)
+    targets.sum_duplicates()
+    targets.eliminate_zeros()
+    return targets

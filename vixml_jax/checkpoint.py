@@ -2,60 +2,91 @@
 
 A checkpoint has three parts, so that prediction reads no optimizer moments: "params" (what trains), "tables"
 (see train_state.Tables) and "training" (step and optimizer state).
+
+Orbax renames a checkpoint to its final name when it is whole, but would read one whose bytes have changed
+since then: `checkpoint_sums/STEP.json` has size and CRC-32 of its files. A checkpoint that does not agree
+with them is passed over, with a warning, for the newest one that does. (Of one whose run was killed before
+its sums were written nothing is known; it counts as sound.)
 """
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
+import logging
 import os
+import zlib
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from vixml_jax import distributed, files
 from vixml_jax.errors import UserError
-from vixml_jax.train_state import TrainState
+from vixml_jax.train_state import TrainState, shapes_of
 
 Tree = TypeVar("Tree")
+
+DIRECTORY, SUMS, DAMAGED = "checkpoints", "checkpoint_sums", "checkpoints_damaged"
+# What prediction reads of a checkpoint.
+MODEL_PARTS = ("params", "tables")
 
 
 class Checkpointer:
     """Saves and restores a run's state under `workdir/checkpoints`.
 
+    Every process of a run must make one and call its methods alike.
+
     Args:
       workdir: the run's directory.
       keep: number of newest checkpoints kept.
+      keep_every: those of steps that are multiples of it are kept as well; 0 for none.
+      only: names of the parts that are read, for those who predict with a run: nothing else is checked. The
+        run itself moves damaged checkpoints to `workdir/checkpoints_damaged`: it saves their steps again.
     """
 
-    def __init__(self, workdir: Path, keep: int = 1):
-        self._root = (workdir / "checkpoints").absolute()
+    def __init__(self, workdir: Path, keep: int = 1, keep_every: int = 0, *, only: tuple[str, ...] = ()):
+        self._root = (workdir / DIRECTORY).absolute()
+        self._sums = (workdir / SUMS).absolute()
+        self._newest: int | None = distributed.on_lead(lambda: _newest_sound(self._root, self._sums, only))
         # Orbax's own policies do not fit its own protocols, as type checkers see it.
         policies: Any = ocp.training
+        kept = [policies.preservation_policies.LatestN(keep)]
+        if keep_every:
+            kept.append(policies.preservation_policies.EveryNSteps(keep_every))
         self._orbax = ocp.training.Checkpointer(
             os.fspath(self._root),
             save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.preservation_policies.LatestN(keep),
+            preservation_policy=policies.preservation_policies.AnyPreservationPolicy(kept),
         )
+        self._unsummed: int | None = None
+        self._summing = concurrent.futures.ThreadPoolExecutor(1)
 
     def save(self, state: TrainState, step: int) -> None:
         """Starts writing `state`, and returns before it is on disk. A step that is saved is left alone."""
-        if self.latest_step() == step:
+        if self._newest == step:
             return
         training = {"step": state.step, "opt_state": state.opt_state}
         self.save_parts({"params": state.params, "tables": state.tables, "training": training}, step)
 
     def save_parts(self, parts: dict[str, Any], step: int) -> None:
         """Starts writing trees of arrays by name, and returns before they are on disk."""
+        self._orbax.wait()
+        self._sum_last()
         # Orbax takes no empty trees: a tower of which nothing trains leaves one.
         self._orbax.save_checkpointables_async(step, {k: v for k, v in parts.items() if jax.tree.leaves(v)})
+        self._newest = self._unsummed = step
 
     def latest_step(self) -> int | None:
-        """Returns the step of the newest complete checkpoint, None where there is none."""
-        newest = self._orbax.latest
-        return None if newest is None else newest.step
+        """Returns the step of the newest sound checkpoint, None where there is none."""
+        return self._newest
 
     def restore(self, like: TrainState) -> TrainState:
-        """Reads the newest checkpoint into the shapes, dtypes and shardings of `like`.
+        """Reads the newest sound checkpoint into the shapes, dtypes and shardings of `like`.
+
+        Args:
+          like: a state, or its shapes (train_state.abstract).
 
         Raises:
           UserError: if it does not fit the config's model and dataset.
@@ -71,7 +102,7 @@ class Checkpointer:
         return parts["params"], parts["tables"]
 
     def restore_parts(self, like: dict[str, Any]) -> dict[str, Any]:
-        """Reads those parts of the newest checkpoint that `like` names, into its shapes and shardings.
+        """Reads those parts of the newest sound checkpoint that `like` names, into its shapes and shardings.
 
         Raises:
           UserError: if there is no checkpoint, or it does not fit.
@@ -79,12 +110,9 @@ class Checkpointer:
         step = self.latest_step()
         if step is None:
             raise UserError("no checkpoint", file=self._root, fix="train first: `vixml train`")
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like
-        )
         try:
-            filled = {name: tree for name, tree in abstract.items() if jax.tree.leaves(tree)}
-            return like | self._orbax.load_checkpointables(step, filled)
+            filled = {name: tree for name, tree in like.items() if jax.tree.leaves(tree)}
+            return like | self._orbax.load_checkpointables(step, shapes_of(filled))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"the checkpoint of step {step} does not fit the model: {str(error).splitlines()[0]}",
@@ -94,10 +122,82 @@ class Checkpointer:
 
     def close(self) -> None:
         """Waits until everything is on disk."""
-        self._orbax.close()
+        try:
+            self._orbax.close()
+            self._sum_last()
+        finally:
+            self._summing.shutdown()
 
     def __enter__(self) -> Checkpointer:
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+    def _sum_last(self) -> None:
+        """Starts summing the checkpoint that was written last."""
+        if self._unsummed is not None and distributed.is_lead():
+            self._summing.submit(_write_sums, self._root, self._sums, self._unsummed)
+        self._unsummed = None
+
+
+def steps_in(root: Path) -> list[int]:
+    """Returns the steps of all whole checkpoints, newest first."""
+    if not root.is_dir():
+        return []
+    return sorted((int(path.name) for path in root.iterdir() if path.name.isdigit()), reverse=True)
+
+
+def damage(checkpoint: Path, sums: Path, only: tuple[str, ...] = ()) -> str | None:
+    """Says how a checkpoint, or only some parts of it, differs from its sums; None where it does not."""
+    if not sums.exists():
+        return None
+    try:
+        expected = files.read_json(sums)
+    except UserError:
+        return None  # the sums are damaged, for all that is known
+    for name, (size, crc) in expected.items():
+        if only and name.split("/")[0] not in only:
+            continue
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size or _crc(file) != crc:
+            return f"{name} has changed"
+    return None
+
+
+def _newest_sound(root: Path, sums: Path, only: tuple[str, ...]) -> int | None:
+    for step in steps_in(root):
+        checkpoint = root / str(step)
+        problem = damage(checkpoint, sums / f"{step}.json", only)
+        if problem is None:
+            return step
+        logging.warning("%s: damaged, an older checkpoint is taken: %s", checkpoint, problem)
+        if not only:
+            aside = root.parent / DAMAGED
+            aside.mkdir(exist_ok=True)
+            number = len(list(aside.iterdir()))
+            checkpoint.rename(aside / f"{step}-{number}")
+            (sums / f"{step}.json").unlink()
+    return None
+
+
+def _write_sums(root: Path, sums: Path, step: int) -> None:
+    checkpoint = root / str(step)
+    with contextlib.suppress(FileNotFoundError):  # it is an old one by now, and removed
+        paths = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+        found = {os.fspath(path.relative_to(checkpoint)): [path.stat().st_size, _crc(path)] for path in paths}
+        files.write_json(sums / f"{step}.json", found)
+    kept = {f"{step}.json" for step in steps_in(root)}
+    for path in sums.glob("*.json"):
+        if path.name not in kept:
+            path.unlink(missing_ok=True)
+
+
+def _crc(path: Path) -> int:
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+    return crc

@@ -4,8 +4,9 @@ A command is a module with `define_flags()`, which registers absl flags, and `ma
 does the work; its docstring is its help. Modules are imported only when their command is called, so that
 `vixml --help` and `vixml metrics` do not wait for JAX.
 
-Exit codes: 0 success, 2 a user's mistake (one line on standard error says what would be right), 130
-interrupted; a bug keeps its traceback and exits with 1.
+Exit codes: 0 success, 2 a user's mistake (one line on standard error says what would be right), 75 training
+was pre-empted (SIGTERM; all is saved, the same command continues), 130 interrupted; a bug keeps its traceback
+and exits with 1.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 
 from vixml_jax import __version__, config_files
-from vixml_jax.errors import UserError
+from vixml_jax.errors import Preempted, UserError
 
 # Command -> its module, and what it does.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -49,6 +50,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "metrics": ("vixml_jax.score", "score a prediction file against truth; no model, no accelerator"),
 }
 EXAMPLE = "vixml train --config=configs/demo.py:images=3 --workdir=runs/demo/vixml"
+PREEMPTED = 75  # sysexits.h: a temporary failure, try again
 INTERRUPTED = 130
 BROKEN_PIPE = 141  # what a shell shows for a program that SIGPIPE ended
 
@@ -83,6 +85,9 @@ def _exit_code(program: str, work: Callable[[], int]) -> int:
         return code
     except UserError as error:
         return _fail(program, str(error))
+    except Preempted as error:
+        print(f"vixml: {error}", file=sys.stderr)
+        return PREEMPTED
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -149,7 +149,8 @@ def base() -> ConfigDict:
 
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every_steps = 500  # and at the end of every epoch
-    checkpoint.keep = 1  # newest ones kept
+    checkpoint.keep = 2  # newest ones kept: where one is damaged, the one before is taken
+    checkpoint.keep_every = 0  # those of steps that are multiples of it stay for good; 0 = none
 
     config.retrieval = retrieval = ConfigDict()
     retrieval.kind = "scann"  # or "exact" (on the CPU), or "mesh" (exact, labels split over all devices)
@@ -253,7 +254,8 @@ def validate(config: ConfigDict) -> None:
                 "classifier.negatives", "classifier.hardest"):  # fmt: skip
         if get(config, key) < 1:
             raise UserError(f"config.{key}={get(config, key)}", fix="give at least 1")
-    for key in ("train.epochs", "vision.images", "text.layers", "checkpoint.every_steps", "eval.every",
+    for key in ("train.epochs", "vision.images", "text.layers", "checkpoint.every_steps",
+                "checkpoint.keep_every", "eval.every",
                 "train.seed", "dataset.max_train", "dataset.max_test", "optimizer.warmup_steps",
                 "optimizer.weight_decay", "optimizer.clip_norm", "retrieval.dims",
                 "classifier.epochs", "classifier.margin"):  # fmt: skip

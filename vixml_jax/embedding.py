@@ -1,8 +1,13 @@
-"""Whole banks into embeddings, a fixed number of items at a time."""
+"""Whole banks into embeddings, a fixed number of items at a time.
+
+Embeddings of a run's own splits stay on the mesh, as tables that are split by rows (train_state.row_table);
+those of new items come to the host.
+"""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -13,8 +18,9 @@ from vixml_jax import sharding
 from vixml_jax.data.items import ItemBank
 from vixml_jax.data.pipeline import call_size, encoding_batches
 from vixml_jax.models.dual_encoder import DualEncoder
+from vixml_jax.models.two_tower import l2_normalize
 from vixml_jax.progress import Progress
-from vixml_jax.train_state import Tables
+from vixml_jax.train_state import Tables, zero_table
 from vixml_jax.types import PackedTokens
 
 
@@ -46,36 +52,124 @@ class Embedder:
         ) -> jax.Array:
             return nnx.merge(graphdef, params, frozen).label_embeddings(texts_LD, clusters_L, centroids_LD)
 
-        self._pooled = jax.jit(pooled, static_argnames="num_items", out_shardings=sharding.replicated(mesh))
-        self._labels = jax.jit(labels, out_shardings=sharding.replicated(mesh))
+        def write(table_ND: jax.Array, rows: jax.Array, values: jax.Array, unit: bool) -> jax.Array:
+            return table_ND.at[rows].set(l2_normalize(values) if unit else values, mode="drop")
+
+        def all_labels(
+            params: nnx.State,
+            frozen: nnx.State,
+            texts_LD: jax.Array,
+            clusters_L: jax.Array,
+            centroids_LD: jax.Array,
+        ) -> jax.Array:
+            """Some labels at a time, of which every device holds equally many."""
+            shards = sharding.num_row_shards(mesh)
+            at_once = sharding.TABLE_ROWS_MULTIPLE // shards
+
+            def cut(table: jax.Array) -> jax.Array:
+                return table.reshape(shards, -1, at_once, *table.shape[1:]).swapaxes(0, 1)
+
+            def some(parts: tuple[jax.Array, ...]) -> jax.Array:
+                rows = [part.reshape(shards * at_once, *part.shape[2:]) for part in parts]
+                return labels(params, frozen, *rows).reshape(shards, at_once, -1)
+
+            found = jax.lax.map(some, (cut(texts_LD), cut(clusters_L), cut(centroids_LD)))
+            return found.swapaxes(0, 1).reshape(texts_LD.shape)
+
+        whole, split = sharding.replicated(mesh), sharding.rows(mesh, 2)
+        self._pooled = jax.jit(pooled, static_argnames="num_items", out_shardings=whole)
+        self._labels = jax.jit(labels, out_shardings=whole)
+        self._write = jax.jit(write, out_shardings=split, donate_argnums=0, static_argnums=3)
+        self._all_labels = jax.jit(all_labels, out_shardings=split)
+
+    def table(
+        self, params: nnx.State, frozen: nnx.State, bank: ItemBank, title: str, *, unit: bool = False
+    ) -> jax.Array:
+        """Embeds N items into a table on the mesh, float32 [N', D].
+
+        Args:
+          params: what trains of the model.
+          frozen: the rest of it.
+          bank: the items, at least one.
+          title: shown while it lasts.
+          unit: L2-normalise the rows.
+        """
+        table_ND: jax.Array | None = None
+        for chosen, values in self._calls(params, frozen, bank, title):
+            if table_ND is None:
+                table_ND = zero_table((len(bank), values.shape[1]), np.float32, self._mesh)
+            # What filled up the last call goes nowhere.
+            rows = np.full(len(values), len(table_ND), np.int32)
+            rows[: len(chosen)] = chosen
+            table_ND = self._write(table_ND, rows, values, unit)
+        assert table_ND is not None, "an empty bank"
+        return table_ND
+
+    def label_table(
+        self,
+        params: nnx.State,
+        frozen: nnx.State,
+        bank: ItemBank,
+        tables: Tables,
+        title: str = "embed labels",
+    ) -> jax.Array:
+        """Returns what the dataset's labels are searched by, L2-normalised float32 [L', D], on the mesh."""
+        texts_LD = self.table(params, frozen, bank, title)
+        return self._all_labels(params, frozen, texts_LD, tables.label_clusters, tables.centroids)
+
+    def queries(
+        self,
+        params: nnx.State,
+        frozen: nnx.State,
+        bank: ItemBank,
+        title: str = "embed queries",
+        *,
+        here: bool = True,
+    ) -> np.ndarray:
+        """Returns the L2-normalised embeddings of queries on the host, float32 [N, D]; see sharding.fetch."""
+        return sharding.fetch(self.table(params, frozen, bank, title, unit=True), len(bank), here=here)
+
+    def labels(
+        self,
+        params: nnx.State,
+        frozen: nnx.State,
+        bank: ItemBank,
+        tables: Tables,
+        title: str = "embed labels",
+        *,
+        here: bool = True,
+    ) -> np.ndarray:
+        """Returns `label_table` on the host, float32 [L, D]; see sharding.fetch."""
+        return sharding.fetch(self.label_table(params, frozen, bank, tables, title), len(bank), here=here)
 
     def pooled(self, params: nnx.State, frozen: nnx.State, bank: ItemBank, title: str | None) -> np.ndarray:
-        """Returns the pooled embeddings of all items, float32 [N, D], not normalised.
+        """Returns the pooled embeddings of all items on the host, float32 [N, D], not normalised.
 
         Progress is shown under `title`, None for none.
         """
-        rows = np.arange(len(bank))
+        calls = self._calls(params, frozen, bank, title)
+        return np.concatenate([np.asarray(values)[: len(chosen)] for chosen, values in calls])
+
+    def _calls(
+        self, params: nnx.State, frozen: nnx.State, bank: ItemBank, title: str | None
+    ) -> Iterator[tuple[np.ndarray, jax.Array]]:
+        """Yields rows of the bank and their embeddings, one call late, so that the device always has work."""
         items = call_size(len(bank), self._items, sharding.num_row_shards(self._mesh))
         run = functools.partial(self._pooled, num_items=items)
-        parts: list[np.ndarray] = []
-        waiting: tuple[np.ndarray, jax.Array] | None = None
+        batches = encoding_batches(bank, np.arange(len(bank)), items, self._row_length, self._mesh)
+        waiting: list[tuple[np.ndarray, jax.Array]] = []
         with Progress(len(bank), title, "items") as progress:
-            for chosen, tokens in encoding_batches(bank, rows, items, self._row_length, self._mesh):
-                result = run(params, frozen, tokens)
-                if waiting is not None:  # fetched one call late, so that the device always has work
-                    parts.append(np.asarray(waiting[1])[: len(waiting[0])])
-                    progress.update(len(waiting[0]))
-                waiting = (chosen, result)
-            if waiting is not None:
-                parts.append(np.asarray(waiting[1])[: len(waiting[0])])
-                progress.update(len(waiting[0]))
-        return np.concatenate(parts)
 
-    def queries(
-        self, params: nnx.State, frozen: nnx.State, bank: ItemBank, title: str = "embed queries"
-    ) -> np.ndarray:
-        """Returns the L2-normalised embeddings of queries, float32 [N, D]."""
-        return normalized(self.pooled(params, frozen, bank, title))
+            def finished() -> tuple[np.ndarray, jax.Array]:
+                chosen, values = waiting.pop(0)
+                progress.update(len(chosen))
+                return chosen, jax.block_until_ready(values)
+
+            for chosen, tokens in batches:
+                waiting.append((chosen, run(params, frozen, tokens)))
+                if len(waiting) > 1:
+                    yield finished()
+            yield finished()
 
     def prototypes(
         self,
@@ -94,25 +188,6 @@ class Embedder:
                     (texts_LD, clusters_L, centroids_LD)]  # fmt: skip
             parts.append(np.asarray(self._labels(params, frozen, *full))[:count])
         return np.concatenate(parts)
-
-    def labels(
-        self,
-        params: nnx.State,
-        frozen: nnx.State,
-        bank: ItemBank,
-        tables: Tables,
-        title: str = "embed labels",
-    ) -> np.ndarray:
-        """Returns what the dataset's labels are searched by, L2-normalised float32 [L, D]."""
-        texts_LD = self.pooled(params, frozen, bank, title)
-        num_labels = len(bank)
-        return self.prototypes(
-            params,
-            frozen,
-            texts_LD,
-            np.asarray(tables.label_clusters)[:num_labels],
-            np.asarray(tables.centroids)[:num_labels],
-        )
 
 
 def normalized(values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The one exception that means: the user's input is wrong, and here is what would be right."""
+"""The exceptions that are no bugs: a user's mistake, and a scheduler's wish."""
 
 from __future__ import annotations
 
@@ -32,3 +32,7 @@ class UserError(Exception):
         parts.append(problem)
         line = ": ".join(parts)
         super().__init__(" ".join((f"{line}; {fix}" if fix else line).split()))
+
+
+class Preempted(Exception):
+    """The process was asked to end (SIGTERM), has saved what there was to save, and can be started again."""

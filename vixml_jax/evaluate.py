@@ -62,6 +62,7 @@ def main() -> int:
         raise UserError(
             "not a run's directory", file=workdir, fix="give a --workdir that `vixml train` filled"
         )
+    distributed.initialize()
     if config is None:
         config = config_lib.load(workdir / "config.json")
     else:
@@ -96,10 +97,15 @@ class Evaluation:
     searcher: Searcher
 
 
+def searches_here(run: Run) -> bool:
+    """Whether this process searches: the lead, or all where the index lies on their devices."""
+    return distributed.is_lead() or run.config.retrieval.kind == "mesh"
+
+
 def search_embeddings(
     run: Run, params: nnx.State, tables: Tables, label_bank: ItemBank | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embeds what is searched.
+    """Embeds what is searched. All processes must call it; those that do not search get no rows.
 
     Args:
       run, params, tables: of the checkpoint.
@@ -109,10 +115,13 @@ def search_embeddings(
       Label embeddings float32 [L, D]; and those of training queries, float32 [N, D]: embedded where they are
       searched too, else as the steps gathered them, some steps old: good enough to tune an index on.
     """
-    labels_LD = run.embedder.labels(params, run.frozen, label_bank or run.banks.labels, tables)
+    here, banks = searches_here(run), run.banks
+    labels_LD = run.embedder.labels(params, run.frozen, label_bank or banks.labels, tables, here=here)
     if run.config.retrieval.query_weight:
-        return labels_LD, run.embedder.queries(params, run.frozen, run.banks.train, "embed train queries")
-    return labels_LD, np.asarray(tables.query_embeddings)[: len(run.dataset.train)]
+        queries_ND = run.embedder.queries(params, run.frozen, banks.train, "embed train queries", here=here)
+    else:
+        queries_ND = sharding.fetch(tables.query_embeddings, len(run.dataset.train), here=here)
+    return labels_LD, queries_ND
 
 
 def build_searcher(
@@ -121,8 +130,10 @@ def build_searcher(
     tables: Tables,
     label_vectors_LD: np.ndarray | None = None,
     label_bank: ItemBank | None = None,
-) -> tuple[Searcher, np.ndarray]:
+) -> tuple[Searcher | None, np.ndarray]:
     """Embeds the labels and, where they are searched too, the training queries; builds the indexes.
+
+    All processes embed; where a process does not search, it gets no index and no embeddings.
 
     Args:
       run, params, tables: of the checkpoint.
@@ -133,6 +144,8 @@ def build_searcher(
       The indexes, and the label embeddings float32 [L, D].
     """
     labels_LD, train_queries_ND = search_embeddings(run, params, tables, label_bank)
+    if not searches_here(run):
+        return None, labels_LD
     settings, targets = run.config.retrieval, run.dataset.train_targets
     searched_LD = classifiers.mixed(labels_LD, label_vectors_LD, settings.classifier_weight)
     return Searcher.build(searched_LD, train_queries_ND, targets, settings), labels_LD
@@ -140,12 +153,21 @@ def build_searcher(
 
 def evaluate(
     run: Run, params: nnx.State, tables: Tables, label_vectors_LD: np.ndarray | None = None
-) -> Evaluation:
-    """Embeds, retrieves and scores the test split, with the classifiers' scores where they are given."""
+) -> Evaluation | None:
+    """Embeds, retrieves and scores the test split, with the classifiers' scores where they are given.
+
+    All processes must call it, and leave it together; one that does not search returns None.
+    """
     searcher, labels_LD = build_searcher(run, params, tables, label_vectors_LD)
-    queries_ND = run.embedder.queries(params, run.frozen, run.banks.test, "embed test queries")
-    figures, predictions = retrieve_and_score(run, searcher, queries_ND, len(labels_LD))
-    return Evaluation(figures, predictions, queries_ND, labels_LD, searcher)
+    queries_ND = run.embedder.queries(
+        params, run.frozen, run.banks.test, "embed test queries", here=searcher is not None
+    )
+    result = None
+    if searcher is not None:
+        figures, predictions = retrieve_and_score(run, searcher, queries_ND, len(labels_LD))
+        result = Evaluation(figures, predictions, queries_ND, labels_LD, searcher)
+    distributed.wait_for_all()
+    return result
 
 
 def modality_matrix(
@@ -156,7 +178,7 @@ def modality_matrix(
     Training queries, where they are searched too, keep their pictures: they are known beforehand.
 
     Returns:
-      "QUERIES/LABELS" -> metric name -> percent.
+      "QUERIES/LABELS" -> metric name -> percent; nothing in a process that does not search.
 
     Raises:
       UserError: if the run has no pictures.
@@ -168,12 +190,16 @@ def modality_matrix(
         "text+image": lambda bank: bank,
     }
     queries = {
-        name: run.embedder.queries(params, run.frozen, guise(run.banks.test), f"embed test queries, {name}")
+        name: run.embedder.queries(
+            params, run.frozen, guise(run.banks.test), f"embed test queries, {name}", here=searches_here(run)
+        )
         for name, guise in guises.items()
     }
     matrix = {}
     for label_name, guise in guises.items():
         searcher, labels_LD = build_searcher(run, params, tables, label_vectors_LD, guise(run.banks.labels))
+        if searcher is None:
+            continue
         for query_name, queries_ND in queries.items():
             figures, _ = retrieve_and_score(run, searcher, queries_ND, len(labels_LD))
             matrix[f"{query_name}/{label_name}"] = figures
@@ -214,9 +240,11 @@ def write_modalities(run: Run, matrix: dict[str, dict[str, float]]) -> None:
     print(f"modalities.json is in {run.workdir}")
 
 
-def write(run: Run, result: Evaluation, step: int) -> dict[str, float]:
+def write(run: Run, result: Evaluation | None, step: int) -> dict[str, float]:
     """Writes an evaluation of the checkpoint of `step` into the workdir; prints and returns its figures."""
-    if distributed.is_lead():
+
+    def by_lead() -> dict[str, float]:
+        assert result is not None  # the lead always searches
         save_array(run.workdir / "embeddings" / "test.npy", result.queries)
         save_array(run.workdir / "embeddings" / "labels.npy", result.labels)
         result.searcher.save(run.workdir, step)
@@ -225,7 +253,9 @@ def write(run: Run, result: Evaluation, step: int) -> dict[str, float]:
         files.write_json(run.workdir / "metrics.json", result.figures)
         print(score.table(result.figures))
         print(f"metrics.json, predictions.npz, embeddings/ and index/ are in {run.workdir}")
-    return result.figures
+        return result.figures
+
+    return distributed.on_lead(by_lead)
 
 
 def to_csr(predictions: Predictions, num_labels: int) -> scipy.sparse.csr_matrix:

@@ -21,6 +21,7 @@ from vixml_jax.models.lora import LoraConfig
 from vixml_jax.models.prototypes import PrimeHead, free_vectors
 from vixml_jax.models.two_tower import TwoTower, image_projection, standardised_projection
 from vixml_jax.models.vision import VisionTower
+from vixml_jax.train_state import shapes_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +200,30 @@ def rebuild(spec: ModelSpec) -> DualEncoder:
         base = {**spec.base, "adapter": ""} if spec.train == "lora" else spec.base
         text, _ = _text_tower(base, spec.train, spec.lora_config, spec.dtype, spec.remat)
     return _assemble(spec, text, 0, _rebuild_vision(spec))
+
+
+def skeleton(spec: ModelSpec) -> tuple[nnx.GraphDef[DualEncoder], nnx.State, nnx.State]:
+    """Returns what `split` returns of a `rebuild`, but of what trains only the shapes.
+
+    Nothing is read or allocated where there is no vision tower and all of the model trains.
+
+    Raises:
+      UserError: as of `rebuild`.
+    """
+    if spec.base is not None or spec.vision is not None:
+        graphdef, params, frozen = split(rebuild(spec), spec.train, spec.vision_train)
+        return graphdef, shapes_of(params), frozen
+
+    def make() -> DualEncoder:
+        config = hub.tower_config_from_json(spec.text)
+        text = hub.make_tower(config, rngs=nnx.Rngs(0), dtype=spec.dtype, remat=spec.remat)
+        return _assemble(spec, text, 0, None)
+
+    with sharding.ensure() as mesh:
+        graphdef, state = nnx.get_abstract_model(make, mesh)
+    params, frozen = nnx.split_state(state, nnx.Param, ...)
+    assert not jax.tree.leaves(frozen), "all trains"
+    return graphdef, params, frozen
 
 
 def split(

@@ -13,6 +13,14 @@ from tqdm import tqdm
 PLAIN_LINE_SECONDS = 10.0
 ANNOUNCED_SECONDS = 1.0
 
+_muted = False
+
+
+def mute() -> None:
+    """Shows no progress from here on: of several processes one does."""
+    global _muted
+    _muted = True
+
 
 class Progress:
     """Counts `total` units of work and shows how many are done, how fast, and the time left.
@@ -28,7 +36,7 @@ class Progress:
         self._started = self._last_line = time.monotonic()
         self._figures: dict[str, float | str] = {}
         self._bar = None
-        if title is not None and sys.stderr.isatty():
+        if title is not None and sys.stderr.isatty() and not _muted:
             self._bar = tqdm(total=total, desc=title, unit=f" {unit}", initial=initial, dynamic_ncols=True)
 
     def update(self, n: int = 1, **figures: float | str) -> None:
@@ -55,6 +63,8 @@ class Progress:
 
     def _line(self, ended: bool = False) -> None:
         self._last_line = time.monotonic()
+        if _muted:
+            return
         seconds = max(self._last_line - self._started, 1e-9)
         rate = (self.done - self.initial) / seconds
         total = self.done if self.total is None and ended else self.total

@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -15,10 +16,9 @@ from ml_collections import ConfigDict
 
 from vixml_jax import banks as banks_lib
 from vixml_jax import config as config_lib
-from vixml_jax import data, distributed, files, model_factory
+from vixml_jax import data, distributed, files, model_factory, sharding
 from vixml_jax.banks import Banks, Layout
-from vixml_jax.centroids import label_centroids
-from vixml_jax.checkpoint import Checkpointer
+from vixml_jax.checkpoint import MODEL_PARTS, Checkpointer
 from vixml_jax.data.dataset import XmcDataset, holdout, subset
 from vixml_jax.data.image_bank import ImageBank
 from vixml_jax.data.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ from vixml_jax.embedding import Embedder
 from vixml_jax.errors import UserError
 from vixml_jax.model_factory import ModelSpec
 from vixml_jax.models.dual_encoder import DualEncoder
-from vixml_jax.train_state import Tables, row_table
+from vixml_jax.train_state import Tables, abstract_tables
 
 # File of a workdir that says what its model is; it is there once training can begin.
 MODEL = "model.json"
@@ -60,19 +60,6 @@ class Run:
     frozen: nnx.State
     embedder: Embedder
 
-    def make_tables(
-        self, label_clusters_L: np.ndarray, queries_ND: np.ndarray, centroids_LD: np.ndarray | None = None
-    ) -> Tables:
-        """Places tables on the mesh; centroids are those of the query embeddings unless they are given."""
-        if centroids_LD is None:
-            centroids_LD = np.asarray(label_centroids(queries_ND, self.dataset.train_targets))
-        return Tables(
-            label_clusters=row_table(label_clusters_L.astype(np.int32), self.mesh),
-            centroids=row_table(centroids_LD.astype(np.float32), self.mesh),
-            query_embeddings=row_table(queries_ND.astype(np.float32), self.mesh),
-            query_clusters=row_table(np.full(self.spec.num_queries, -1, np.int32), self.mesh, fill=-1),
-        )
-
 
 def begin(config: ConfigDict, workdir: Path) -> None:
     """Checks a config and makes it the workdir's `config.json`.
@@ -82,19 +69,21 @@ def begin(config: ConfigDict, workdir: Path) -> None:
     """
     config_lib.validate(config)
     # The run may be opened from elsewhere.
+    config.dataset.dir = os.path.abspath(config.dataset.dir)
     for section, field in (("text", "checkpoint"), ("text", "adapter"), ("vision", "checkpoint")):
         if os.path.isdir(config[section][field]):
             config[section][field] = os.path.abspath(config[section][field])
     path = workdir / "config.json"
-    begun = (workdir / MODEL).exists()
-    if begun:
-        config_lib.check_resumable(config_lib.load(path), config, workdir)
-    if distributed.is_lead():
-        workdir.mkdir(parents=True, exist_ok=True)
-        config.dataset.dir = os.path.abspath(config.dataset.dir)  # the run may be opened from elsewhere
-        if not begun:  # what a run that never started has left, perhaps by a mistaken config
+
+    def write() -> None:
+        if (workdir / MODEL).exists():
+            config_lib.check_resumable(config_lib.load(path), config, workdir)
+        else:  # what a run that never started has left, perhaps by a mistaken config
             shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
+        workdir.mkdir(parents=True, exist_ok=True)
         config_lib.save(config, path)
+
+    distributed.on_lead(write)
 
 
 def open_dataset(config: ConfigDict) -> XmcDataset:
@@ -122,16 +111,18 @@ def open_dataset(config: ConfigDict) -> XmcDataset:
 def start(config: ConfigDict, dataset: XmcDataset, workdir: Path, mesh: Mesh) -> tuple[Run, nnx.State]:
     """Makes the banks and a model with its starting weights; writes `tokenizer/` and `model.json`.
 
+    Must be called inside the mesh.
+
     Returns:
-      The run and the parameters that train. Must be called inside the mesh.
+      The run and the parameters that train.
     """
     if (workdir / MODEL).exists():
         spec = _read_spec(workdir)
         check_dataset(dataset, spec, config)
         check_bases(spec)
-    tokenizer = banks_lib.tokenizer_for(config, dataset, workdir)
+    tokenizer = distributed.lead_first(lambda: banks_lib.tokenizer_for(config, dataset, workdir))
     layout = banks_lib.layout_for(config, tokenizer)
-    banks = banks_lib.build(config, dataset, tokenizer, layout)
+    banks = _banks(config, dataset, tokenizer, layout)
     features = None
     if banks.train.images is not None and banks.labels.images is not None:
         features = _feature_sample([banks.train.images, banks.labels.images], config.train.seed)
@@ -156,8 +147,26 @@ def start(config: ConfigDict, dataset: XmcDataset, workdir: Path, mesh: Mesh) ->
         longest=layout.longest(config),
         image_features=features,
     )
-    files.write_json(workdir / MODEL, dataclasses.asdict(spec))
+    distributed.on_lead(lambda: files.write_json(workdir / MODEL, dataclasses.asdict(spec)))
     graphdef, params, frozen = model_factory.split(model, spec.train, spec.vision_train)
+    return Run(
+        config, workdir, mesh, dataset, banks, spec, graphdef, frozen, make_embedder(config, graphdef, mesh)
+    ), params
+
+
+def resume(config: ConfigDict, dataset: XmcDataset, workdir: Path, mesh: Mesh) -> tuple[Run, nnx.State]:
+    """Makes the run that `start` has begun in `workdir`, to continue it from a checkpoint.
+
+    Of its starting weights only those are read that never train. Must be called inside the mesh.
+
+    Returns:
+      The run, and the shapes of the parameters that train.
+    """
+    spec = _read_spec(workdir)
+    check_dataset(dataset, spec, config)
+    check_bases(spec)
+    banks = _banks(config, dataset, Tokenizer.load(workdir / "tokenizer"), Layout.from_json(spec.layout))
+    graphdef, params, frozen = model_factory.skeleton(spec)
     return Run(
         config, workdir, mesh, dataset, banks, spec, graphdef, frozen, make_embedder(config, graphdef, mesh)
     ), params
@@ -178,7 +187,7 @@ def with_banks(
     model: TrainedModel, config: ConfigDict, dataset: XmcDataset, workdir: Path, mesh: Mesh
 ) -> Run:
     """Makes a run of a model that is loaded already, and the banks of its dataset."""
-    banks = banks_lib.build(config, dataset, model.tokenizer, model.layout)
+    banks = _banks(config, dataset, model.tokenizer, model.layout)
     embedder = make_embedder(config, model.graphdef, mesh)
     return Run(config, workdir, mesh, dataset, banks, model.spec, model.graphdef, model.frozen, embedder)
 
@@ -256,10 +265,9 @@ def load_model(workdir: Path, mesh: Mesh) -> TrainedModel:
     config = config_lib.load(workdir / "config.json")
     spec = _read_spec(workdir)
     check_bases(spec)
-    model = model_factory.rebuild(spec)
-    graphdef, params, frozen = model_factory.split(model, spec.train, spec.vision_train)
-    with Checkpointer(workdir) as checkpointer:
-        params, tables = checkpointer.restore_model(params, empty_tables(spec, mesh))
+    graphdef, params, frozen = model_factory.skeleton(spec)
+    with Checkpointer(workdir, only=MODEL_PARTS) as checkpointer:
+        params, tables = checkpointer.restore_model(params, tables_of(spec, mesh))
         step = checkpointer.latest_step()
     assert step is not None  # something was restored
     tokenizer = Tokenizer.load(workdir / "tokenizer")
@@ -273,14 +281,21 @@ def _read_spec(workdir: Path) -> ModelSpec:
         raise UserError(f"written by another version ({error})", file=workdir / MODEL) from None
 
 
-def empty_tables(spec: ModelSpec, mesh: Mesh) -> Tables:
-    """Returns tables of the run's shapes, to be restored into."""
-    return Tables(
-        label_clusters=row_table(np.zeros(spec.num_labels, np.int32), mesh),
-        centroids=row_table(np.zeros((spec.num_labels, spec.dim), np.float32), mesh),
-        query_embeddings=row_table(np.zeros((spec.num_queries, spec.dim), np.float32), mesh),
-        query_clusters=row_table(np.zeros(spec.num_queries, np.int32), mesh),
-    )
+def tables_of(spec: ModelSpec, mesh: Mesh) -> Tables:
+    """Returns the shapes of the run's tables, to be restored into."""
+    return abstract_tables(spec.num_labels, spec.num_queries, spec.dim, mesh)
+
+
+def _banks(config: ConfigDict, dataset: XmcDataset, tokenizer: Tokenizer, layout: Layout) -> Banks:
+    """Makes or opens the run's banks; of several processes the lead makes them, with its own devices."""
+
+    def build() -> Banks:
+        return banks_lib.build(config, dataset, tokenizer, layout)
+
+    if jax.process_count() == 1:
+        return build()
+    with sharding.use(sharding.make_mesh(devices=jax.local_devices())):
+        return distributed.lead_first(build)
 
 
 def _feature_sample(banks: list[ImageBank], seed: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Trains: `vixml train --config=configs/demo.py --workdir=runs/demo/text`.
 
-Run again on the same workdir it continues where it stopped. At the end it evaluates and writes
-`metrics.json`, `predictions.npz`, `embeddings/` and `index/` into the workdir.
+Run again on the same workdir it continues where it stopped. SIGTERM, which schedulers send before they take a
+machine away, saves and ends it with exit code 75; a second run on the same workdir is refused. At the end it
+evaluates and writes `metrics.json`, `predictions.npz`, `embeddings/` and `index/` into the workdir.
 
 Examples:
   vixml train --config=configs/picto_tags.py:images=3 --workdir=runs/picto
@@ -23,17 +24,29 @@ from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict
 
-from vixml_jax import centroids, classifier_stage, distributed, evaluate, metrics, mining, optim, sharding
+from vixml_jax import (
+    centroids,
+    classifier_stage,
+    distributed,
+    evaluate,
+    metrics,
+    mining,
+    optim,
+    ownership,
+    preemption,
+    sharding,
+)
 from vixml_jax import config as config_lib
 from vixml_jax import run as run_lib
 from vixml_jax.checkpoint import Checkpointer
+from vixml_jax.data.dataset import XmcDataset
 from vixml_jax.data.pipeline import TrainingData, num_batches, train_batches
 from vixml_jax.errors import UserError
 from vixml_jax.prepare import prepare_demo
 from vixml_jax.progress import Progress
 from vixml_jax.run import Run
 from vixml_jax.tracking import Tracker, import_wandb
-from vixml_jax.train_state import Tables, TrainState, create, row_table
+from vixml_jax.train_state import Tables, TrainState, abstract, create, row_table
 from vixml_jax.train_step import compile_step, make_loss
 
 
@@ -53,100 +66,142 @@ def main() -> int:
 
 
 def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
-    """Trains or continues the run in `workdir`, evaluates it and returns the figures of `metrics.json`."""
+    """Trains or continues the run in `workdir`, evaluates it and returns the figures of `metrics.json`.
+
+    Raises:
+      UserError: if the config, the dataset or the workdir is not fit for it.
+      Preempted: on SIGTERM, when all is saved.
+    """
     if config.train.wandb:
         import_wandb()  # now, not after minutes of preparation
     distributed.initialize()
-    run_lib.begin(config, workdir)
-    if config.dataset.demo_queries:
-        prepare_demo(config.dataset.dir, config.dataset.demo_queries)
-    dataset = run_lib.open_dataset(config)
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    check_batch_size(config, "train", mesh)
-    if config.classifier.epochs:
-        check_batch_size(config, "classifier", mesh)
+    with preemption.at_once(), ownership.owned(workdir):
+        run_lib.begin(config, workdir)
+        if config.dataset.demo_queries:
+            distributed.on_lead(lambda: prepare_demo(config.dataset.dir, config.dataset.demo_queries))
+        dataset = run_lib.open_dataset(config)
+        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+        check_batch_size(config, "train", mesh)
+        check_classifier(config, mesh)
+        with (
+            sharding.use(mesh),
+            Checkpointer(workdir, config.checkpoint.keep, config.checkpoint.keep_every) as checkpointer,
+        ):
+            return train_on(mesh, config, dataset, workdir, checkpointer)
 
-    with sharding.use(mesh), Checkpointer(workdir, config.checkpoint.keep) as checkpointer:
+
+def train_on(
+    mesh: jax.sharding.Mesh,
+    config: ConfigDict,
+    dataset: XmcDataset,
+    workdir: Path,
+    checkpointer: Checkpointer,
+) -> dict[str, float]:
+    """Trains on the mesh that is set, beginning where the newest checkpoint ends."""
+    steps_per_epoch = num_batches(len(dataset.train), config.train.batch_size)
+    total_steps = config.train.epochs * steps_per_epoch
+    optimizer = optim.make(**config.optimizer, total_steps=total_steps)
+    resumed_at = checkpointer.latest_step()
+    if resumed_at is None:
         run, params = run_lib.start(config, dataset, workdir, mesh)
         check_dims(config, run.spec.dim)
-        steps_per_epoch = num_batches(len(dataset.train), config.train.batch_size)
-        total_steps = config.train.epochs * steps_per_epoch
-        optimizer = optim.make(**config.optimizer, total_steps=total_steps)
-        training_data = TrainingData(
-            queries=run.banks.train,
-            labels=run.banks.labels,
-            targets=dataset.train_targets,
-            propensities=metrics.inverse_propensity(
-                dataset.train_targets, config.dataset.A, config.dataset.B
-            ),
-            positives=config.loss.positives,
-            row_length=config.train.row_length,
-            drop_images=config.vision.drop_images,
-        )
-        resumed_at = checkpointer.latest_step()
-        if resumed_at is None:
-            params, tables = first_tables(run, params)
-            state = create(params, optimizer, tables, mesh)
-        else:
-            state = checkpointer.restore(
-                create(params, optimizer, run_lib.empty_tables(run.spec, mesh), mesh)
-            )
-        del params  # the state holds them from here on
-        if not total_steps:  # an off-the-shelf tower: what there is to load is the start
-            checkpointer.save(state, 0)
+        params, tables = first_tables(run, params)
+        state = create(params, optimizer, tables, mesh)
+    else:
+        run, params = run_lib.resume(config, dataset, workdir, mesh)
+        check_dims(config, run.spec.dim)
+        state = checkpointer.restore(abstract(params, optimizer, run_lib.tables_of(run.spec, mesh), mesh))
+    del params  # the state holds them from here on
+    if not total_steps:  # an off-the-shelf tower: what there is to load is the start
+        checkpointer.save(state, 0)
 
-        step_fn = compile_step(
-            run.graphdef,
-            optimizer,
-            make_loss(**loss_settings(config)),
-            state,
-            config.train.seed,
-            tuple(config.text.dims),
-        )
-        step = int(state.step)
-        lr_at = optim.schedule(config.optimizer.lr, config.optimizer.warmup_steps, total_steps)
-        with (
-            Tracker(
-                workdir,
-                enabled=distributed.is_lead(),
-                resumed_at=resumed_at,
-                wandb_project=config.train.wandb,
-                config=config.to_dict(),
-            ) as tracker,
-            Progress(total_steps, "train", "steps", initial=step) as progress,
-        ):
-            for epoch in range(step // steps_per_epoch, config.train.epochs):
-                batches = train_batches(
-                    training_data,
-                    epoch_order(state.tables, len(dataset.train), config.train.seed, epoch),
-                    config.train.batch_size,
-                    mesh,
-                    seed=config.train.seed,
-                    epoch=epoch,
-                    start=step - epoch * steps_per_epoch,
-                )
-                meter = Meter(tracker, progress, config.train.log_every, config.train.batch_size, lr_at)
+    step_fn = compile_step(
+        run.graphdef,
+        optimizer,
+        make_loss(**loss_settings(config)),
+        state,
+        config.train.seed,
+        tuple(config.text.dims),
+    )
+    data = training_data(run)
+    label_centroids = centroids.LabelCentroids(
+        dataset.train_targets, len(state.tables.query_embeddings), mesh
+    )
+    step = int(state.step)
+    lr_at = optim.schedule(config.optimizer.lr, config.optimizer.warmup_steps, total_steps)
+    with (
+        Tracker(
+            workdir,
+            enabled=distributed.is_lead(),
+            resumed_at=resumed_at,
+            wandb_project=config.train.wandb,
+            config=config.to_dict(),
+        ) as tracker,
+        Progress(total_steps, "train", "steps", initial=step) as progress,
+    ):
+        for epoch in range(step // steps_per_epoch, config.train.epochs):
+            batches = train_batches(
+                data,
+                epoch_order(state.tables, len(dataset.train), config.train.seed, epoch),
+                config.train.batch_size,
+                mesh,
+                seed=config.train.seed,
+                epoch=epoch,
+                start=step - epoch * steps_per_epoch,
+            )
+            meter = Meter(tracker, progress, config.train.log_every, config.train.batch_size, lr_at)
+            with preemption.put_off() as is_preempted:
                 for batch in batches:
                     with jax.profiler.StepTraceAnnotation("train", step_num=step):
                         state, figures = step_fn(state, run.frozen, batch)
                     step += 1
                     meter.update(step, epoch, figures)
-                    last_of_epoch = step % steps_per_epoch == 0
-                    if is_due(config.checkpoint.every_steps, step) and not last_of_epoch:
+                    ends_here = is_preempted(step)
+                    if (ends_here or is_due(config.checkpoint.every_steps, step)) and step % steps_per_epoch:
                         meter.finish()  # raises where the figures are not finite: the checkpoint before stays
                         checkpointer.save(state, step)
-                meter.finish()
-                state = end_epoch(state, dataset.train_targets, config, epoch, mesh)
-                # Before the checkpoint, so that a run that is killed in between evaluates again.
-                if is_due(config.eval.every, epoch + 1) and epoch + 1 < config.train.epochs:
-                    tracker.log_evaluation(step, evaluate.evaluate(run, state.params, state.tables).figures)
-                checkpointer.save(state, step)
-            vectors_LD = None
-            if config.classifier.epochs:
-                vectors_LD = classifier_stage.train(run, state.params, state.tables, step, tracker.log)
-            result = evaluate.evaluate(run, state.params, state.tables, vectors_LD)
-            tracker.log_evaluation(step, result.figures)
-        return evaluate.write(run, result, step)
+                    if ends_here:
+                        break
+                if step % steps_per_epoch == 0:
+                    meter.finish()
+                    state = end_epoch(state, label_centroids, config, epoch, mesh, run.spec.num_queries)
+                    # Before the checkpoint, so that a run that is killed in between evaluates again.
+                    if is_due(config.eval.every, epoch + 1) and epoch + 1 < config.train.epochs:
+                        result = evaluate.evaluate(run, state.params, state.tables)
+                        tracker.log_evaluation(step, result.figures if result else {})
+                    checkpointer.save(state, step)
+        vectors_LD = None
+        if config.classifier.epochs:
+            vectors_LD = classifier_stage.train(run, state.params, state.tables, step, tracker.log)
+        result = evaluate.evaluate(run, state.params, state.tables, vectors_LD)
+        tracker.log_evaluation(step, result.figures if result else {})
+    return evaluate.write(run, result, step)
+
+
+def training_data(run: Run) -> TrainingData:
+    """What the batches of a run are made of."""
+    config, targets = run.config, run.dataset.train_targets
+    return TrainingData(
+        queries=run.banks.train,
+        labels=run.banks.labels,
+        targets=targets,
+        propensities=metrics.inverse_propensity(targets, config.dataset.A, config.dataset.B),
+        positives=config.loss.positives,
+        row_length=config.train.row_length,
+        drop_images=config.vision.drop_images,
+    )
+
+
+def check_classifier(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """The second stage draws negatives from an index, which every process would build a little otherwise."""
+    if not config.classifier.epochs:
+        return
+    check_batch_size(config, "classifier", mesh)
+    if jax.process_count() > 1:
+        raise UserError(
+            f"config.classifier.epochs={config.classifier.epochs} in {jax.process_count()} processes",
+            fix="train the tower with 0, then the classifiers in one process on the same workdir",
+        )
 
 
 def check_batch_size(config: ConfigDict, section: str, mesh: jax.sharding.Mesh) -> None:
@@ -182,20 +237,30 @@ def first_tables(run: Run, params: nnx.State) -> tuple[nnx.State, Tables]:
     Returns:
       The parameters, their free vectors set to cluster means where the config asks for it, and the tables.
     """
-    texts_LD = run.embedder.pooled(params, run.frozen, run.banks.labels, "embed labels")
-    queries_ND = run.embedder.queries(params, run.frozen, run.banks.train)
-    prototype = run.config.prototype
-    if run.spec.prototype == "none":
-        return params, run.make_tables(np.zeros(len(texts_LD), np.int32), queries_ND)
-    num_vectors = min(prototype.free_vectors, run.spec.num_labels)
-    clusters_L = mining.balanced_clusters_into(texts_LD, num_vectors, jax.random.key(run.config.train.seed))
-    if prototype.init == "labels":
-        shape = (len(clusters_L), run.spec.num_vectors)
-        membership = scipy.sparse.csr_matrix((np.ones(shape[0]), (np.arange(shape[0]), clusters_L)), shape)
+    texts_LD = run.embedder.table(params, run.frozen, run.banks.labels, "embed labels")
+    queries_ND = run.embedder.table(params, run.frozen, run.banks.train, "embed queries", unit=True)
+    prototype, num_labels = run.config.prototype, run.spec.num_labels
+    clusters_L = np.zeros(num_labels, np.int32)
+    if run.spec.prototype != "none":
+        clusters_L = mining.balanced_clusters_into(
+            texts_LD,
+            min(prototype.free_vectors, num_labels),
+            jax.random.key(run.config.train.seed),
+            num_rows=num_labels,
+        )
+    if run.spec.prototype != "none" and prototype.init == "labels":
+        shape = (num_labels, run.spec.num_vectors)
+        pairs = np.ones(num_labels), (np.arange(num_labels), clusters_L)
+        membership = scipy.sparse.csr_matrix(pairs, shape)
         means_CD = centroids.label_centroids(texts_LD, membership)
         vectors = params["free_vectors"]
         vectors[...] = jax.device_put(means_CD, vectors[...].sharding)
-    return params, run.make_tables(clusters_L, queries_ND)
+    return params, Tables(
+        label_clusters=row_table(clusters_L, run.mesh),
+        centroids=centroids.label_centroids(queries_ND, run.dataset.train_targets),
+        query_embeddings=queries_ND,
+        query_clusters=row_table(np.full(run.spec.num_queries, -1, np.int32), run.mesh, fill=-1),
+    )
 
 
 def is_due(every: int, count: int) -> bool:
@@ -210,25 +275,24 @@ def epoch_order(tables: Tables, num_queries: int, seed: int, epoch: int) -> np.n
 
 def end_epoch(
     state: TrainState,
-    targets: scipy.sparse.csr_matrix,
+    label_centroids: centroids.LabelCentroids,
     config: ConfigDict,
     epoch: int,
     mesh: jax.sharding.Mesh,
+    num_queries: int,
 ) -> TrainState:
     """Refreshes the centroids from the epoch's own embeddings, and clusters the queries when that is due."""
     tables = state.tables
-    num_queries, num_labels = targets.get_shape()
-    queries_ND = tables.query_embeddings[:num_queries]
-    centroids_LD = np.asarray(centroids.label_centroids(queries_ND, targets))
+    centroids_LD = label_centroids(tables.query_embeddings)
     if decay := config.prototype.centroid_decay:
-        centroids_LD = centroids.moving_average(
-            np.asarray(tables.centroids)[:num_labels], centroids_LD, decay
-        )
-    tables = dataclasses.replace(tables, centroids=row_table(centroids_LD, mesh))
+        centroids_LD = centroids.moving_average(tables.centroids, centroids_LD, decay)
+    tables = dataclasses.replace(tables, centroids=centroids_LD)
     curriculum = mining.Curriculum(**config.mining)
     if curriculum.reclusters_after(epoch):
         key = jax.random.fold_in(jax.random.key(config.train.seed), epoch)
-        clusters_N = mining.balanced_clusters(queries_ND, curriculum.size_after(epoch), key)
+        clusters_N = mining.balanced_clusters(
+            tables.query_embeddings, curriculum.size_after(epoch), key, num_rows=num_queries
+        )
         tables = dataclasses.replace(tables, query_clusters=row_table(clusters_N, mesh, fill=-1))
     return dataclasses.replace(state, tables=tables)
 

@@ -23,6 +23,8 @@ class PackedTokens:
       item_index: int32 [R, T]; the item a slot belongs to, `num_items` for padding.
       image_index: int32 [R, T]; the row of `images` that fills the slot, -1 for a text slot.
       images: float [M, V]; vision embeddings, or None when no item has one.
+      image_shards: devices over which rows and images are split together: those of one part of the rows stand
+        in the same part of the images. 1 where every device holds all images.
     """
 
     token_ids: jax.Array | np.ndarray
@@ -31,6 +33,7 @@ class PackedTokens:
     item_index: jax.Array | np.ndarray
     image_index: jax.Array | np.ndarray | None = None
     images: jax.Array | np.ndarray | None = None
+    image_shards: int = flax.struct.field(pytree_node=False, default=1)
 
 
 class Predictions(NamedTuple):

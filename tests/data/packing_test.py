@@ -89,6 +89,26 @@ def test_a_template_survives_json(template):
         np.testing.assert_array_equal(old.content, new.content)
 
 
+@pytest.mark.parametrize("shards", [1, 4, 8])
+def test_blocks_are_equal_and_little_is_padding(shards):
+    rng = np.random.default_rng()
+    lengths, counts = rng.integers(3, 33, 4096), rng.integers(0, 4, 4096)
+    plan = packing.plan_rows(lengths, counts, 64, shards=shards)
+    block_rows, block_images = plan.num_rows // shards, plan.num_images // shards
+    taken = set()
+    for item, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+        row, column = plan.rows[item], plan.columns[item]
+        slots = {(row, c) for c in range(column, column + length)}
+        images = set(range(plan.first_images[item], plan.first_images[item] + count))
+        assert column + length <= 64
+        assert not taken & (slots | images)
+        taken |= slots | images
+        assert {row // block_rows} >= {image // block_images for image in images}
+    assert 1 - lengths.sum() / (64 * plan.num_rows) < 0.02 + shards / plan.num_rows
+    assert plan.num_images < 1.15 * counts.sum()
+    assert plan.blocks().max() == shards - 1
+
+
 def test_segments_of_a_row_differ():
     lengths = np.random.default_rng().integers(1, 20, 200)
     sequences = packing.Sequences(

@@ -22,6 +22,7 @@ from vixml_jax.data.ragged import Ragged
 (SEED,) = fresh.seeds(1)  # it stands in the ids
 NUM_QUERIES, NUM_LABELS, BATCH, ROW_LENGTH, IMAGE_DIM = 37, 19, 8, 16, 4
 UNLABELLED = (5, 20)
+TOKENS = ("token_ids", "segment_ids", "positions", "item_index", "image_index", "images")
 
 
 def _bank(rng: np.random.Generator, count: int) -> ItemBank:
@@ -136,6 +137,57 @@ def test_rows_and_images_are_rounded_up():
     _assert_items(rounded, _data())
 
 
+class Spy:
+    """A bank that remembers which of its items were read."""
+
+    def __init__(self, bank: ItemBank):
+        self._bank, self.read = bank, []
+
+    def take(self, rows, keep_images):
+        self.read.extend(rows.tolist())
+        return self._bank.take(rows, keep_images)
+
+    def __getattr__(self, name):
+        return getattr(self._bank, name)
+
+
+@pytest.mark.parametrize("held", [[(0, 1, 2, 3)], [(0, 1), (2, 3)], [(0, 2), (1,), (3,)]], ids=str)
+def test_processes_read_their_shares_of_one_batch(held):
+    """What they read together is the whole batch, each item once; every shard stands on its own."""
+    shards = 4
+    whole = _source(shards=shards, row_multiple=2, image_multiple=3)[1]
+    parts, read = [], []
+    for shares in held:
+        data = _data()
+        spies = Spy(data.queries), Spy(data.labels)
+        data = dataclasses.replace(data, queries=spies[0], labels=spies[1])
+        source = EpochSource(
+            data, _order(), BATCH, seed=SEED, epoch=0, shards=shards, held=shares, row_multiple=2,
+            image_multiple=3,
+        )  # fmt: skip
+        parts.append(source[1])
+        read.append(sorted(spies[0].read))
+        assert len(spies[0].read) + len(spies[1].read) == len(
+            set(parts[-1].tokens.item_index.ravel()) - {2 * BATCH}
+        )
+    assert sorted(row for rows in read for row in rows) == sorted(whole.query_rows.tolist())
+
+    def split(batch):
+        return {"targets": batch.targets, **{name: getattr(batch.tokens, name) for name in TOKENS}}
+
+    for shares, part in zip(held, parts, strict=True):
+        np.testing.assert_array_equal(part.query_rows, whole.query_rows)
+        np.testing.assert_array_equal(part.label_ids, whole.label_ids)
+        for name, array in split(part).items():
+            expected = np.stack(np.split(split(whole)[name], shards))[list(shares)]
+            np.testing.assert_array_equal(np.stack(np.split(array, len(shares))), expected)
+    # The slots of a shard take images of that shard only.
+    size = len(whole.tokens.images) // shards
+    for shard, index in enumerate(np.split(whole.tokens.image_index, shards)):
+        assert set(index[index >= 0] // size) <= {shard}
+    _assert_items(whole, _data())
+
+
 @pytest.mark.parametrize("start", [0, 3], ids=lambda start: f"{start}-{SEED}")
 def test_train_batches_are_those_of_the_source_on_every_mesh(mesh, start):
     data, source = _data(), _source(epoch=4)
@@ -150,9 +202,8 @@ def test_train_batches_are_those_of_the_source_on_every_mesh(mesh, start):
         )
         _assert_items(batch, data)
         assert batch.tokens.token_ids.shape[0] % shards == 0
-        for array in (batch.tokens.token_ids, batch.targets):
+        for array in (batch.tokens.token_ids, batch.tokens.images, batch.targets):
             assert array.sharding.is_equivalent_to(sharding.rows(mesh, 2), 2)
-        assert batch.tokens.images.sharding.is_fully_replicated
 
 
 def test_no_batches_are_left_after_the_last(single_mesh):

@@ -16,6 +16,7 @@ from vixml_jax.models import hub
 from vixml_jax.models.two_tower import (
     TwoTower,
     image_projection,
+    into_slots,
     l2_normalize,
     pool,
     standardised_projection,
@@ -190,3 +191,21 @@ def test_what_cannot_be(single_mesh):
     )
     with pytest.raises(ValueError, match="no image projection"):
         TwoTower(text)(packing.pack(sequences, 8), 1)
+
+
+def test_images_of_a_shard_fill_its_slots_on_every_mesh(mesh, seed):
+    shards, rng = sharding.num_row_shards(mesh), np.random.default_rng(seed)
+    images = rng.normal(size=(3 * shards, DIM)).astype(np.float32)
+    index = rng.integers(0, 3, (2 * shards, SLOTS)) + np.repeat(3 * np.arange(shards), 2)[:, None]
+    weights = rng.normal(size=(*index.shape, DIM)).astype(np.float32)
+    split = NamedSharding(mesh, P(sharding.ROWS))
+    found, gradient = jax.jit(
+        lambda images, index: (
+            into_slots(images, index, shards),
+            jax.grad(lambda images: jnp.sum(into_slots(images, index, shards) * weights))(images),
+        )
+    )(jax.device_put(images, split), jax.device_put(index.astype(np.int32), split))
+    np.testing.assert_array_equal(found, images[index])
+    expected = np.zeros_like(images)
+    np.add.at(expected, index, weights)
+    np.testing.assert_allclose(gradient, expected, atol=1e-5)

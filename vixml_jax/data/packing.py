@@ -1,8 +1,8 @@
 """Packing: many short items share rows of fixed length, so that almost no slot is padding.
 
 An item is the sequence that the tower reads: prompt, text tokens and image slots. `assemble` writes the
-sequences one after the other into flat arrays, `assign_rows` decides which row and column each goes to, and
-`pack` lays them out. Padding to one item a row would waste more than half of the work on titles.
+sequences one after the other into flat arrays, `plan_rows` decides which row and column each goes to, and
+`lay_out` puts them there. Padding to one item a row would waste more than half of the work on titles.
 """
 
 from __future__ import annotations
@@ -205,53 +205,164 @@ def assign_rows(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.nd
     return rows, columns, row
 
 
-def pack(
-    sequences: Sequences, row_length: int, *, row_multiple: int = 1, image_multiple: int = 1
-) -> PackedTokens:
-    """Lays items into rows.
+@dataclasses.dataclass(frozen=True)
+class RowPlan:
+    """Where N items go: R rows of T slots and M image embeddings, both in S equal blocks.
+
+    A block is what one of S row shards of a mesh holds. An item's slots and its images lie in the same block,
+    so that no device needs another's images, and a process reads the items of its own blocks only. The plan
+    follows from lengths and counts alone: every process works out the same one.
+
+    Attributes:
+      row_length: T.
+      shards: S.
+      num_rows: R; a multiple of S.
+      num_images: M; a multiple of S, 0 where there is no image tower.
+      rows: int64 [N]; the row of each item.
+      columns: int64 [N]; its first slot.
+      first_images: int64 [N]; the row of its first image.
+      segments: int64 [N]; its number within the row, from 1 on.
+    """
+
+    row_length: int
+    shards: int
+    num_rows: int
+    num_images: int
+    rows: np.ndarray
+    columns: np.ndarray
+    first_images: np.ndarray
+    segments: np.ndarray
+
+    def blocks(self) -> np.ndarray:
+        """Returns the block of each item, int64 [N]."""
+        return self.rows // (self.num_rows // self.shards)
+
+
+def plan_rows(
+    lengths: np.ndarray,
+    image_counts: np.ndarray | None,
+    row_length: int,
+    *,
+    shards: int = 1,
+    row_multiple: int = 1,
+    image_multiple: int = 1,
+) -> RowPlan:
+    """Decides where N items go.
 
     Args:
-      sequences: the items.
-      row_length: T, slots of a row.
-      row_multiple: the number of rows R is rounded up to a multiple of it, so that few shapes occur.
-      image_multiple: the same for the number of image embeddings M.
-
-    Returns:
-      A PackedTokens of NumPy arrays; `item_index` of padding is N.
+      lengths: int [N]; slots of each item.
+      image_counts: int [N]; images among them; None where there is no image tower.
+      row_length: T.
+      shards: S.
+      row_multiple: rows of a block are rounded up to a multiple of it, so that few shapes occur.
+      image_multiple: the same for the image embeddings of a block.
     """
-    lengths = sequences.lengths
-    rows, columns, num_rows = assign_rows(lengths, row_length)
-    num_rows = max(-(-num_rows // row_multiple), 1) * row_multiple
-    shape = (num_rows, row_length)
-
-    within = _within(lengths)
-    target = np.repeat(rows * row_length + columns, lengths) + within
-    items = np.repeat(np.arange(len(lengths)), lengths)
+    lengths = np.asarray(lengths)
+    filled, columns, used = assign_rows(lengths, row_length)
+    # Filled rows are dealt out: long items come first, and images would crowd in the last block.
+    block_rows = _round_up(-(-used // shards), row_multiple)
+    rows = filled % shards * block_rows + filled // shards
+    first_images, num_images = np.zeros(len(lengths), np.int64), 0
+    if image_counts is not None:
+        order = np.argsort(rows, kind="stable")
+        counts = np.asarray(image_counts, np.int64)[order]
+        block = rows[order] // block_rows
+        in_block = np.bincount(block, weights=counts, minlength=shards).astype(np.int64)
+        block_images = _round_up(int(in_block.max(initial=0)), image_multiple)
+        before = np.cumsum(counts) - counts - (np.cumsum(in_block) - in_block)[block]
+        first_images[order] = block * block_images + before
+        num_images = shards * block_images
     # Segments of a row are numbered by their column.
     order = np.lexsort((columns, rows))
     order = order[lengths[order] > 0]
     sorted_rows = rows[order]
-    first_of_row = np.searchsorted(sorted_rows, sorted_rows, side="left")
     segments = np.zeros(len(lengths), np.int64)
-    segments[order] = np.arange(len(order)) - first_of_row + 1
+    segments[order] = np.arange(len(order)) - np.searchsorted(sorted_rows, sorted_rows, side="left") + 1
+    return RowPlan(row_length, shards, shards * block_rows, num_images, rows, columns, first_images, segments)
+
+
+def lay_out(sequences: Sequences, items: np.ndarray, plan: RowPlan, blocks: Sequence[int]) -> PackedTokens:
+    """Lays the items of some blocks into their rows.
+
+    Args:
+      sequences: n of the plan's items.
+      items: int [n]; their numbers, which are all those of `blocks`.
+      plan: where they go.
+      blocks: the blocks that are wanted, in this order.
+
+    Returns:
+      A PackedTokens of NumPy arrays, the blocks one after the other. `item_index` and `image_index` number
+      the items and images of the whole plan; `item_index` of padding is N.
+    """
+    lengths, num_items = sequences.lengths, len(plan.rows)
+    place = np.zeros(plan.shards, np.int64)
+    place[list(blocks)] = np.arange(len(blocks))
+
+    def local(rows: np.ndarray, total: int) -> np.ndarray:
+        """Rows of the whole plan's `total` as rows of the result."""
+        size = total // plan.shards
+        return place[rows // size] * size + rows % size
+
+    shape = (len(blocks) * plan.num_rows // plan.shards, plan.row_length)
+    starts = local(plan.rows[items], plan.num_rows) * plan.row_length + plan.columns[items]
+    within = _within(lengths)
+    target = np.repeat(starts, lengths) + within
 
     def spread(values: np.ndarray, fill: int = 0) -> np.ndarray:
-        flat = np.full(num_rows * row_length, fill, np.int32)
+        flat = np.full(shape[0] * shape[1], fill, np.int32)
         flat[target] = values
         return flat.reshape(shape)
 
     packed = PackedTokens(
         token_ids=spread(sequences.token_ids),
-        segment_ids=spread(np.repeat(segments, lengths)),
+        segment_ids=spread(np.repeat(plan.segments[items], lengths)),
         positions=spread(within),
-        item_index=spread(items, fill=len(lengths)),
+        item_index=spread(np.repeat(items, lengths), fill=num_items),
     )
     if sequences.images is None:
         return packed
-    num_images = max(-(-len(sequences.images) // image_multiple), 1) * image_multiple
-    images = np.zeros((num_images, *sequences.images.shape[1:]), sequences.images.dtype)
-    images[: len(sequences.images)] = sequences.images
-    return dataclasses.replace(packed, image_index=spread(sequences.image_index, fill=-1), images=images)
+    is_image = sequences.image_index >= 0
+    owners = np.repeat(np.arange(len(lengths)), lengths)[is_image]
+    rows = _spans(plan.first_images[items], np.bincount(owners, minlength=len(lengths)))
+    image_index = np.full(len(is_image), -1, np.int64)
+    image_index[is_image] = rows
+    images = np.zeros(
+        (len(blocks) * plan.num_images // plan.shards, *sequences.images.shape[1:]), sequences.images.dtype
+    )
+    images[local(rows, plan.num_images)] = sequences.images[sequences.image_index[is_image]]
+    return dataclasses.replace(
+        packed, image_index=spread(image_index, fill=-1), images=images, image_shards=plan.shards
+    )
+
+
+def pack(
+    sequences: Sequences,
+    row_length: int,
+    *,
+    shards: int = 1,
+    row_multiple: int = 1,
+    image_multiple: int = 1,
+) -> PackedTokens:
+    """Lays items into rows; arguments are those of `plan_rows`, the result is that of `lay_out`."""
+    counts = None
+    if sequences.images is not None:
+        ends = np.concatenate([[0], np.cumsum(sequences.lengths)])
+        before = np.concatenate([[0], np.cumsum(sequences.image_index >= 0)])
+        counts = np.diff(before[ends])
+    plan = plan_rows(
+        sequences.lengths,
+        counts,
+        row_length,
+        shards=shards,
+        row_multiple=row_multiple,
+        image_multiple=image_multiple,
+    )
+    return lay_out(sequences, np.arange(len(sequences.lengths)), plan, range(shards))
+
+
+def _round_up(count: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is at least `count`, and above 0."""
+    return max(-(-count // multiple), 1) * multiple
 
 
 def _within(lengths: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ it starts Grain at the batch where it stopped.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import grain
@@ -53,13 +54,19 @@ class EpochSource:
     The last batch is filled up with the first queries of the order, so that shapes never change and no
     query is left out.
 
+    A batch lies in S row shards, of which a process holds some. Every process works out the whole batch's
+    queries, positives and places from the order, the relevance matrix and the items' lengths; tokens,
+    pictures and rows of the targets it reads for its own shards only.
+
     Args:
       data: the banks.
       order: int64 [N]; the epoch's order of the queries.
-      batch_size: B.
+      batch_size: B; a multiple of S.
       seed: of the sampled positives, with `epoch` and the batch number.
       epoch: 0-based.
-      row_multiple: rows of a packed batch are a multiple of it.
+      shards: S.
+      held: numbers of the shards that are wanted, ascending; all of them by default.
+      row_multiple: rows of a shard are a multiple of it.
       image_multiple: the same for image embeddings.
     """
 
@@ -71,33 +78,67 @@ class EpochSource:
         *,
         seed: int,
         epoch: int,
+        shards: int = 1,
+        held: tuple[int, ...] | None = None,
         row_multiple: int = 1,
         image_multiple: int = 1,
     ):
         self._data, self._batch_size, self._seed, self._epoch = data, batch_size, seed, epoch
-        self._row_multiple, self._image_multiple = row_multiple, image_multiple
+        self._held = tuple(range(shards)) if held is None else held
+        self._plan_options = {
+            "shards": shards,
+            "row_multiple": row_multiple,
+            "image_multiple": image_multiple,
+        }
         self._order = np.resize(order, num_batches(len(order), batch_size) * batch_size)
+        self._query_sizes, self._label_sizes = Sizes(data.queries), Sizes(data.labels)
 
     def __len__(self) -> int:
         return len(self._order) // self._batch_size
 
     def __getitem__(self, index: int) -> Batch:
-        data = self._data
-        rows = self._order[index * self._batch_size : (index + 1) * self._batch_size]
+        """Returns the process's part: tokens, images and targets of its shards, the rest whole."""
+        data, size = self._data, self._batch_size
+        rows = self._order[index * size : (index + 1) * size]
         rng = np.random.default_rng((self._seed, self._epoch, index))
-        label_ids = label_matrix.sample_positives(data.targets, rows, data.positives, data.propensities, rng)
-        targets = label_matrix.relevance(data.targets, rows, label_ids)
-        label_ids = np.maximum(
-            label_ids, 0
-        )  # a query without positives has an empty slot: no 1 in its column
-        keep_2B = rng.random((2, len(rows))) >= data.drop_images if data.drop_images else (None, None)
+        positives = label_matrix.sample_positives(data.targets, rows, data.positives, data.propensities, rng)
+        # A query without positives has an empty slot: no 1 in its column.
+        label_ids = np.maximum(positives, 0)
+        keep_2B = rng.random((2, size)) >= data.drop_images if data.drop_images else np.ones((2, size), bool)
+        query_slots, query_images = self._query_sizes.of(rows, keep_2B[0])
+        label_slots, label_images = self._label_sizes.of(label_ids, keep_2B[1])
+        plan = packing.plan_rows(
+            np.concatenate([query_slots, label_slots]),
+            np.concatenate([query_images, label_images]),
+            data.row_length,
+            **self._plan_options,
+        )
+        items = np.flatnonzero(np.isin(plan.blocks(), self._held))
+        queries, labels = items[items < size], items[items >= size] - size
         sequences = packing.concatenate(
-            data.queries.take(rows, keep_2B[0]), data.labels.take(label_ids, keep_2B[1])
+            data.queries.take(rows[queries], keep_2B[0, queries]),
+            data.labels.take(label_ids[labels], keep_2B[1, labels]),
         )
-        tokens = packing.pack(
-            sequences, data.row_length, row_multiple=self._row_multiple, image_multiple=self._image_multiple
+        own_rows = rows.reshape(plan.shards, -1)[list(self._held)].ravel()
+        return Batch(
+            tokens=packing.lay_out(sequences, items, plan, self._held),
+            query_rows=rows.astype(np.int32),
+            label_ids=label_ids.astype(np.int32),
+            targets=label_matrix.relevance(data.targets, own_rows, positives),
         )
-        return Batch(tokens, rows.astype(np.int32), label_ids.astype(np.int32), targets)
+
+
+class Sizes:
+    """How many slots and images the items of a bank take, known without reading any of them."""
+
+    def __init__(self, bank: ItemBank):
+        self.slots, self.images = bank.slots(), bank.image_counts()
+        self._bare = bank.text_only().slots()
+
+    def of(self, rows: np.ndarray, keep_images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns slots and images of `rows` (int [n]), whose pictures may be left out; int64 [n] each."""
+        slots = np.where(keep_images, self.slots[rows], self._bare[rows])
+        return slots, np.where(keep_images, self.images[rows], 0)
 
 
 def num_batches(num_queries: int, batch_size: int) -> int:
@@ -116,6 +157,7 @@ def train_batches(
     start: int = 0,
 ) -> Iterator[Batch]:
     """Yields the epoch's batches from number `start` on, placed on the mesh."""
+    shards = sharding.num_row_shards(mesh)
     rows, images = usual_size(data, batch_size)
     source = EpochSource(
         data,
@@ -123,8 +165,10 @@ def train_batches(
         batch_size,
         seed=seed,
         epoch=epoch,
-        row_multiple=bucket(rows, sharding.num_row_shards(mesh)),
-        image_multiple=bucket(images),
+        shards=shards,
+        held=sharding.local_row_shards(mesh),
+        row_multiple=bucket(rows / shards),
+        image_multiple=bucket(images / shards),
     )
     dataset = grain.MapDataset.source(source).slice(slice(start, None))
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
@@ -141,20 +185,27 @@ def encoding_batches(
     of pictures are rounded to powers of two, or to multiples of one: banks of all sizes and lengths, one
     after the other, meet few shapes.
     """
-    shards = sharding.num_row_shards(mesh)
-    mean_slots = bank.slots().mean() if len(bank) else 1.0
-    row_multiple = bucket(items_per_call * mean_slots / row_length)
-    image_multiple = bucket(items_per_call * bank.image_counts().mean() if len(bank) else 0)
-    row_multiple = sharding.power_of_two(row_multiple) * shards
-    image_multiple = sharding.power_of_two(image_multiple)
+    shards, held = sharding.num_row_shards(mesh), sharding.local_row_shards(mesh)
+    slots, images = bank.slots(), bank.image_counts()
+    usual = {"row_multiple": _mean(slots) / row_length, "image_multiple": _mean(images)}
+    multiples = {
+        name: sharding.power_of_two(bucket(items_per_call * n / shards)) for name, n in usual.items()
+    }
     for start in range(0, len(rows), items_per_call):
         chosen = rows[start : start + items_per_call]
-        sequences = bank.take(np.resize(chosen, items_per_call))
+        filled = np.resize(chosen, items_per_call)
+        plan_rows = functools.partial(
+            packing.plan_rows, slots[filled], images[filled], row_length, shards=shards
+        )
         if len(rows) <= items_per_call:  # the only call
-            num_rows = packing.assign_rows(sequences.lengths, row_length)[2]
-            row_multiple = sharding.power_of_two(-(-num_rows // shards)) * shards
-            image_multiple = items_per_call  # itself a power of two or the usual size: few shapes
-        tokens = packing.pack(sequences, row_length, row_multiple=row_multiple, image_multiple=image_multiple)
+            multiples = {
+                "row_multiple": sharding.power_of_two(plan_rows().num_rows // shards),
+                # Itself a power of two or the usual size, however many pictures there are: few shapes.
+                "image_multiple": max(items_per_call // shards, 1),
+            }
+        plan = plan_rows(**multiples)
+        items = np.flatnonzero(np.isin(plan.blocks(), held))
+        tokens = packing.lay_out(bank.take(filled[items]), items, plan, held)
         yield chosen, place_tokens(tokens, mesh)
 
 
@@ -165,42 +216,31 @@ def call_size(count: int, most: int, shards: int) -> int:
 
 def usual_size(data: TrainingData, batch_size: int) -> tuple[float, float]:
     """Expected number of packed rows and of image embeddings of a batch."""
-    slots = data.queries.slots().mean() + data.labels.slots().mean()
-    images = data.queries.image_counts().mean() + data.labels.image_counts().mean()
+    slots = _mean(data.queries.slots()) + _mean(data.labels.slots())
+    images = _mean(data.queries.image_counts()) + _mean(data.labels.image_counts())
     return batch_size * slots / data.row_length, batch_size * images
 
 
-def bucket(usual: float, multiple: int = 1) -> int:
-    """The step in which a count is rounded up, itself a multiple of `multiple`."""
-    return sharding.round_up(max(int(usual * BUCKET_SHARE), 1), multiple)
+def bucket(usual: float) -> int:
+    """The step in which a count is rounded up."""
+    return max(int(usual * BUCKET_SHARE), 1)
 
 
 def place(batch: Batch, mesh: Mesh) -> Batch:
-    """Puts a host batch on the mesh; packed rows, queries and rows of the targets are split."""
+    """Puts the processes' parts of a batch on the mesh; rows, queries and targets are split by rows."""
     rows = sharding.rows(mesh)
     return Batch(
         tokens=place_tokens(batch.tokens, mesh),
-        query_rows=_put(batch.query_rows, rows),
-        label_ids=_put(batch.label_ids, rows),
-        targets=_put(batch.targets, sharding.rows(mesh, 2)),
+        query_rows=sharding.put(np.asarray(batch.query_rows), rows),
+        label_ids=sharding.put(np.asarray(batch.label_ids), rows),
+        targets=sharding.from_local_rows(np.asarray(batch.targets), mesh),
     )
 
 
 def place_tokens(tokens: PackedTokens, mesh: Mesh) -> PackedTokens:
-    """Puts packed items on the mesh: rows split over the devices, image embeddings whole on each."""
-    rows = sharding.rows(mesh, 2)
-    placed = {
-        name: _put(getattr(tokens, name), rows)
-        for name in ("token_ids", "segment_ids", "positions", "item_index", "image_index")
-        if getattr(tokens, name) is not None
-    }
-    if tokens.images is not None:
-        placed["images"] = _put(tokens.images, sharding.replicated(mesh))
-    return PackedTokens(**placed)
+    """Puts the processes' parts of packed items on the mesh, rows and images split over the devices."""
+    return jax.tree.map(lambda local: sharding.from_local_rows(local, mesh), tokens)
 
 
-def _put(array: np.ndarray | jax.Array, where: jax.sharding.NamedSharding) -> jax.Array:
-    """Every process holds the same host array and hands over the part that its devices own."""
-    if jax.process_count() == 1:
-        return jax.device_put(array, where)
-    return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+def _mean(counts: np.ndarray) -> float:
+    return float(counts.mean()) if len(counts) else 0.0

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vixml_jax.models.set_layer import SetLayer
-from vixml_jax.models.two_tower import TwoTower, pool
+from vixml_jax.models.two_tower import TwoTower, into_slots, pool
 from vixml_jax.types import PackedTokens
 
 
@@ -90,7 +90,7 @@ class LateFusionTower(TwoTower):
         )
         text_ND = super().__call__(text, num_items)
         images_MD = self._projected(tokens.images)
-        slots_RTD = jnp.take(images_MD, jnp.maximum(image_index_RT, 0), axis=0, mode="clip")
+        slots_RTD = into_slots(images_MD, image_index_RT, tokens.image_shards)
         places_RT = image_places(image_index_RT, item_index_RT, num_items, self.max_images)
         # Of a place that one slot fills at most the mean is that slot.
         gather = lambda x: pool(x, places_RT, num_items * self.max_images, "mean")  # noqa: E731

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,8 +94,7 @@ def pool(hidden_RTD: jax.Array, item_index_RT: jax.Array, num_items: int, poolin
         count_N = jnp.zeros((num_items,), jnp.float32).at[index].add(1.0, mode="drop")
         return total_ND, count_N
 
-    mesh = jax.sharding.get_abstract_mesh()
-    shards = 1 if mesh.empty else math.prod(mesh.shape.get(axis, 1) for axis in sharding.ROWS)
+    shards = sharding.row_shards()
     if shards == 1 or R % shards or num_items % shards:
         total_ND, count_N = sums(hidden_RTD, index_RT)
     else:
@@ -113,6 +110,28 @@ def pool(hidden_RTD: jax.Array, item_index_RT: jax.Array, num_items: int, poolin
             out_specs=(P(sharding.ROWS, None), P(sharding.ROWS)),
         )(hidden_RTD, index_RT)
     return total_ND / jnp.maximum(count_N, 1.0)[:, None]
+
+
+def into_slots(images_MD: jax.Array, index_RT: jax.Array, image_shards: int) -> jax.Array:
+    """Looks up the image of each slot, [R, T, D]; a slot of index -1 gets some image.
+
+    Where images are split over devices as rows are, a device's slots take images of its own only
+    (data.packing.RowPlan): nothing travels.
+    """
+
+    def take(images: jax.Array, index: jax.Array) -> jax.Array:
+        return jnp.take(images, jnp.maximum(index, 0), axis=0, mode="clip")
+
+    if image_shards == 1:
+        return take(images_MD, index_RT)
+    if image_shards != sharding.row_shards():
+        raise ValueError(f"images packed for {image_shards} devices, rows split over {sharding.row_shards()}")
+
+    def local(images: jax.Array, index: jax.Array) -> jax.Array:
+        return take(images, index - jax.lax.axis_index(sharding.ROWS) * images.shape[0])
+
+    rows = P(sharding.ROWS)
+    return jax.shard_map(local, in_specs=(rows, rows), out_specs=rows)(images_MD, index_RT)
 
 
 class TwoTower(nnx.Module):
@@ -160,10 +179,10 @@ class TwoTower(nnx.Module):
         """
         inputs_RTD = self.text.embed_tokens(jnp.asarray(tokens.token_ids))
         if tokens.images is not None and tokens.image_index is not None and tokens.images.shape[0]:
-            # Projected once per image, then handed to every device: there are far fewer images than slots.
-            images_MD = constrain(self._projected(tokens.images), None, None)
+            # Projected once per image: there are far fewer images than slots.
+            images_MD = self._projected(tokens.images)
             index_RT = jnp.asarray(tokens.image_index)
-            slots_RTD = jnp.take(images_MD, jnp.maximum(index_RT, 0), axis=0, mode="clip")
+            slots_RTD = into_slots(images_MD, index_RT, tokens.image_shards)
             inputs_RTD = jnp.where(index_RT[..., None] >= 0, slots_RTD.astype(inputs_RTD.dtype), inputs_RTD)
         inputs_RTD = constrain(inputs_RTD, "batch", "length", None)
         hidden_RTD = self.text.encode(
