@@ -1,4 +1,4 @@
-"""The run that `train_step.py`, `encode.py` and `input_pipeline.py` measure: a dataset, a tower, a PRIME head."""
+"""The run that `train_step.py`, `encode.py` and `input_pipeline.py` measure."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vixml_jax import centroids, metrics
 from vixml_jax import config as config_lib
-from vixml_jax import metrics
 from vixml_jax import run as run_lib
 from vixml_jax.data.pipeline import TrainingData
 from vixml_jax.prepare import prepare_demo
 from vixml_jax.run import Run
-from vixml_jax.train_state import Tables
+from vixml_jax.train_state import Tables, row_table
 
 DEMO_QUERIES = 12_000
 
@@ -38,7 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--remat", default="none", choices=["none", "dots", "full"])
     parser.add_argument("--threads", type=int, default=0, help="cores for both sides; 0: all")
     parser.add_argument("--rounds", type=int, default=5, help="runs of which the median counts")
-    parser.add_argument("--out", help="JSON file for the figures")
+    parser.add_argument("--json", help="JSON file for the figures")
     parser.add_argument("--quick", action="store_true", help="a size that takes seconds, to see that it runs")
 
 
@@ -56,7 +56,7 @@ def begin(options: argparse.Namespace) -> int:
 
 
 def config_of(options: argparse.Namespace, workdir: Path) -> ConfigDict:
-    """The config: the softmax loss that the real datasets' configs use, no dropout (both sides compute alike)."""
+    """A PRIME head, the loss of the real datasets' configs; no dropout, so that both sides compute alike."""
     config = config_lib.base()
     config.dataset.dir = options.dataset or str(workdir / "demo")
     config.dataset.fields = tuple(options.fields.split(","))
@@ -91,13 +91,18 @@ def start(config: ConfigDict, workdir: Path, mesh: Mesh) -> tuple[Run, nnx.State
         queries=run.banks.train,
         labels=run.banks.labels,
         targets=dataset.train_targets,
-        propensities=metrics.inverse_propensity(
-            dataset.train_targets, config.dataset.A, config.dataset.B
-        ),
+        propensities=metrics.inverse_propensity(dataset.train_targets, config.dataset.A, config.dataset.B),
         positives=config.loss.positives,
         row_length=config.train.row_length,
     )
-    return run, params, run.make_tables(clusters_L, queries_ND), training
+    queries = row_table(queries_ND, mesh)
+    tables = Tables(
+        label_clusters=row_table(clusters_L.astype(np.int32), mesh),
+        centroids=centroids.label_centroids(queries, dataset.train_targets),
+        query_embeddings=queries,
+        query_clusters=row_table(np.full(run.spec.num_queries, -1, np.int32), mesh, fill=-1),
+    )
+    return run, params, tables, training
 
 
 def device_name() -> str:

@@ -54,7 +54,7 @@ def machine() -> dict[str, Any]:
 
 
 def report(figures: Mapping[str, Any], out: str | None) -> None:
-    """Prints figures, a line each, and writes them with the machine's to the JSON file `out`, if there is one."""
+    """Prints figures, a line each, and writes them with the machine's to the JSON file `out`, if given."""
     width = max(map(len, figures))
     for name, value in figures.items():
         print(f"{name:{width}}  {value:.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")

@@ -43,7 +43,7 @@ class Padded:
 
 @dataclasses.dataclass(frozen=True)
 class PeerBatch:
-    """A batch of the peer: both sides padded, the targets, and what the prototypes need of each label slot."""
+    """A batch of the peer: both sides padded, targets, and what the prototypes need of each label slot."""
 
     queries: Padded
     labels: Padded
@@ -120,9 +120,7 @@ class Peer(torch.nn.Module):
         write_weights(directory, tower_tensors(tower, family.entries(tower.config)), "float32", 1 << 40)
         stored = dtype if lora_rank else "float32"
         no_pooler = {"add_pooling_layer": False} if tower.config.family == "bert" else {}
-        self.tower: Any = transformers.AutoModel.from_pretrained(
-            directory, dtype=DTYPES[stored], **no_pooler
-        )
+        self.tower: Any = transformers.AutoModel.from_pretrained(directory, dtype=DTYPES[stored], **no_pooler)
         self.tower.train()
         for module in self.tower.modules():  # the towers of ViXML are trained without dropout
             if isinstance(module, torch.nn.Dropout):
@@ -137,7 +135,8 @@ class Peer(torch.nn.Module):
             self.tower.gradient_checkpointing_enable({"use_reentrant": False})
             self.tower.enable_input_require_grads()
         self.projection = _linear(model.tower.image_projection)
-        assert model.free_vectors is not None and model.head is not None  # the benchmark's config has them
+        assert model.free_vectors is not None  # the benchmark's config has them
+        assert model.head is not None
         self.vectors = torch.nn.Parameter(_tensor(model.free_vectors))
         self.head = _prime_head(model.head)
         self.to(device)
@@ -202,7 +201,11 @@ def _prime_head(head: Any) -> torch.nn.TransformerEncoderLayer:
         "self_attn.in_proj_weight": torch.cat([_tensor(each.kernel).T for each in projections]),
         "self_attn.in_proj_bias": torch.cat([_tensor(each.bias) for each in projections]),
     }
-    linears = (("self_attn.out_proj", head.o_proj), ("linear1", head.mlp.up_proj), ("linear2", head.mlp.down_proj))
+    linears = (
+        ("self_attn.out_proj", head.o_proj),
+        ("linear1", head.mlp.up_proj),
+        ("linear2", head.mlp.down_proj),
+    )
     for name, linear in linears:
         values[f"{name}.weight"], values[f"{name}.bias"] = _tensor(linear.kernel).T, _tensor(linear.bias)
     for name, norm in (("norm1", head.attention_norm), ("norm2", head.mlp_norm)):

@@ -1,13 +1,14 @@
 """Training steps against eager PyTorch in one run: same batches, same weights, same loss, same cores.
 
   python benchmarks/train_step.py
-  python benchmarks/train_step.py --dataset=data/picto_tags --checkpoint=MINILM_L6_DIR --layers=3 --out=step.json
+  python benchmarks/train_step.py --dataset=data/picto_tags --checkpoint=MINILM --layers=3 --json=step.json
 
-Ours packs queries and labels into rows; the peer (torch_peer.py) pads each side to its longest item. Both take
-the same batches from the input pipeline, prepared before the clock starts, in the same order, so the losses
-must agree; if they do not, the benchmark fails. They run in turn, --rounds times --steps steps; the ratio is
-the median over rounds. MFU counts the tower's FLOPs on useful slots, forward and backward, without padding and
-without what rematerialisation repeats, over the matrix product that this machine measures in the same type.
+Ours packs queries and labels into rows; the peer (torch_peer.py) pads each side to its longest item. Both
+take the same batches from the input pipeline, prepared before the clock starts, in the same order, so the
+losses must agree; if they do not, the benchmark fails. They run in turn, --rounds times --steps steps; the
+ratio is the median over rounds. MFU counts the tower's FLOPs on useful slots, forward and backward, without
+padding and without what rematerialisation repeats, over the matrix product that this machine measures in
+the same type.
 
 Needs the extra `test` (PyTorch), and `peft` for --lora_rank. On a GPU install a PyTorch for it, and give
 --dtype=bfloat16.
@@ -74,13 +75,15 @@ def main() -> None:
     measured_run.add_flags(parser)
     parser.add_argument("--steps", type=int, default=4, help="of a round")
     parser.add_argument("--ours_only", action="store_true", help="leave the peer out, as for a profile")
-    parser.add_argument("--profile", help="directory for a trace of a round of ours, for xprof or TensorBoard")
+    parser.add_argument(
+        "--profile", help="directory for a trace of a round of ours, for xprof or TensorBoard"
+    )
     options = parser.parse_args()
     cores = measured_run.begin(options)
     if options.quick:
         options.steps = 2
     with tempfile.TemporaryDirectory() as folder:
-        timing.report(measure(options, cores, Path(folder)), options.out)
+        timing.report(measure(options, cores, Path(folder)), options.json)
 
 
 def measure(options: argparse.Namespace, cores: int, folder: Path) -> dict[str, Any]:
@@ -165,9 +168,7 @@ def measure(options: argparse.Namespace, cores: int, folder: Path) -> dict[str, 
         return figures
 
 
-def make_peer_step(
-    options: argparse.Namespace, config: Any, model: Any, folder: Path, device: str
-) -> Any:
+def make_peer_step(options: argparse.Namespace, config: Any, model: Any, folder: Path, device: str) -> Any:
     """Returns the peer's step: (batch) -> loss."""
     directory = folder / "peer"
     directory.mkdir()
