@@ -1,7 +1,4 @@
-"""What became of every URL: a CSV that grows while pictures are downloaded, and from which a run goes on.
-
-Reports that a pipeline wrote beside it (`data_prep.images_beam`) are read with it, and taken in by `tidy`.
-"""
+"""What became of every URL: a CSV that grows while pictures are downloaded, and from which a run goes on."""
 
 from __future__ import annotations
 
@@ -27,11 +24,8 @@ pc: Any = pyarrow.compute  # its functions are made at import: type checkers do 
 
 OK = "ok"
 NAME = "downloads.csv"
-# What a pipeline writes: this, and the number of its part.
-PARTS = "downloads.beam"
 COLUMNS = ("url", "outcome", "file", "bytes", "again")
 TYPES = dict(zip(COLUMNS, (pa.string(), pa.string(), pa.string(), pa.int64(), pa.int64()), strict=True))
-NOTHING = pa.table({name: pa.array([], kind) for name, kind in TYPES.items()})
 
 
 class Outcome(NamedTuple):
@@ -50,18 +44,6 @@ class Outcome(NamedTuple):
     file: str = ""
     bytes: int = 0
     again: bool = False
-
-
-def line_of(row: Sequence[object]) -> str:
-    """Writes a line of the report, without its end."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(row)
-    return line.getvalue()
-
-
-def row_of(outcome: Outcome) -> list[object]:
-    """Returns the cells of a line."""
-    return [*outcome[:-1], int(outcome.again)]
 
 
 class DownloadReport:
@@ -104,10 +86,12 @@ class DownloadReport:
             self._stack.callback(os.close, self._file)
             if new:
                 self._append(COLUMNS)
-        self._append(row_of(outcome))
+        self._append([*outcome[:-1], int(outcome.again)])
 
     def _append(self, row: Sequence[object]) -> None:
-        data = f"{line_of(row)}\n".encode()
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow(row)
+        data = line.getvalue().encode()
         if os.write(self._file, data) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
 
@@ -115,8 +99,7 @@ class DownloadReport:
         """Returns the newest line of every URL, columns as `COLUMNS`."""
         if self._file < 0:
             self._drop_half_line()
-        own = [self._path] if self._path.exists() else []
-        table = pa.concat_tables([NOTHING, *map(_read, [*self._parts(), *own])])
+        table = _read(self._path)
         codes = np.asarray(table["url"].combine_chunks().dictionary_encode().indices)
         newest = len(codes) - 1 - np.unique(codes[::-1], return_index=True)[1]
         return table.take(pa.array(newest))
@@ -134,8 +117,6 @@ class DownloadReport:
             pyarrow.csv.write_csv(
                 pa.concat_tables([table.take(rows), table.filter(others)]).combine_chunks(), file
             )
-        for part in self._parts():
-            part.unlink()
         return table.take(rows)
 
     def done(self, urls: pa.Array, held: Callable[[str, int], bool], again: bool) -> np.ndarray:
@@ -154,9 +135,6 @@ class DownloadReport:
             done[row] = held(table["file"][row].as_py(), table["bytes"][row].as_py())
         return np.append(done, False)[np.asarray(row_U)]
 
-    def _parts(self) -> list[Path]:
-        return sorted(self._path.parent.glob(f"{PARTS}-*.csv"))
-
     def _drop_half_line(self) -> None:
         """Takes off what a killed process did not finish writing."""
         if not self._path.exists():
@@ -172,6 +150,9 @@ class DownloadReport:
 
 
 def _read(path: Path) -> pa.Table:
+    """Reads all lines; none where there is no file."""
+    if not path.exists():
+        return pa.table({name: pa.array([], kind) for name, kind in TYPES.items()})
     try:
         return pyarrow.csv.read_csv(
             path,

@@ -50,11 +50,6 @@ GIVE_UP_AFTER = 100
 
 def define_flags() -> None:
     """Registers the command's flags."""
-    define_picture_flags()
-
-
-def define_picture_flags() -> None:
-    """Registers what to download and how."""
     flags.DEFINE_string("urls", None, "Parquet, CSV or TSV of uid and url", required=True)
     flags.DEFINE_string("raw", None, "Raw folder; takes the pictures and their lists", required=True)
     flags.DEFINE_integer("per_row", 3, "Pictures of a uid at most; 0 for all", lower_bound=0)
@@ -72,24 +67,19 @@ def define_picture_flags() -> None:
     flags.DEFINE_bool("allow_private", False, "Fetch also from private and loopback addresses")
 
 
-def limits_of(values: flags.FlagValues) -> Limits:
-    """Reads the limits of a transfer from the flags."""
-    return Limits(
-        max_bytes=values.max_mb * 1e6,
-        idle_seconds=values.idle_seconds,
-        total_seconds=values.total_seconds,
-        retries=values.retries,
-        backoff_seconds=values.backoff_seconds,
-    )
-
-
 def main() -> int:
     """Runs the command."""
     values = flags.FLAGS
     summary = download(
         values.urls,
         values.raw,
-        limits=limits_of(values),
+        limits=Limits(
+            max_bytes=values.max_mb * 1e6,
+            idle_seconds=values.idle_seconds,
+            total_seconds=values.total_seconds,
+            retries=values.retries,
+            backoff_seconds=values.backoff_seconds,
+        ),
         per_row=values.per_row,
         max_side=values.max_side,
         workers=values.workers,
@@ -143,8 +133,8 @@ def download(
       UserError: if list or folder cannot be used, the disk is full, or nothing can be downloaded at all.
     """
     raw = Path(raw)
-    uids = uids_of(raw)
-    listed = wanted(urls, uids, raw, per_row)
+    uids = _uids(raw)
+    listed = _wanted(urls, uids, raw, per_row)
     with DownloadReport(raw / FOLDER) as report:
         store = PictureStore(raw / FOLDER, max_side)
         store.sweep()
@@ -180,7 +170,7 @@ def table(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def wanted(urls: str | Path, uids: dict[str, pa.Array], raw: Path, per_row: int) -> url_lists.Wanted:
+def _wanted(urls: str | Path, uids: dict[str, pa.Array], raw: Path, per_row: int) -> url_lists.Wanted:
     """Reads a list and picks what is to be downloaded for `uids`.
 
     Raises:
@@ -193,7 +183,7 @@ def wanted(urls: str | Path, uids: dict[str, pa.Array], raw: Path, per_row: int)
     return found
 
 
-def uids_of(raw: Path) -> dict[str, pa.Array]:
+def _uids(raw: Path) -> dict[str, pa.Array]:
     """Reads the uids of every split of a raw folder.
 
     Raises:

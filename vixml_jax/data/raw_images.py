@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import os
 from array import array
 from pathlib import Path
@@ -166,14 +165,3 @@ class ImageReader:
         if not os.path.isabs(path) and not absolute.startswith(self._root + os.sep):
             raise UnreadablePicture("a path outside the raw folder")
         return pictures.read_file(absolute)
-
-
-def is_picture(data: bytes) -> bool:
-    """Whether the bytes begin as a picture that Pillow can open; its pixels are not read."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data)):
-            return True
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return False
