@@ -15,9 +15,10 @@ import statistics
 
 import jax
 import numpy as np
+import timing
 from timing import timed
 
-from vixml_jax import files, mining, two_means
+from vixml_jax import mining, two_means
 
 
 def numpy_clusters(x_ND: np.ndarray, cluster_size: int, seed: int) -> np.ndarray:
@@ -100,9 +101,7 @@ def main() -> None:
         "numpy_inertia": medians["numpy"][1],
         "inertia_ratio": medians["device"][1] / medians["numpy"][1],
     }
-    for name, value in figures.items():
-        print(f"{name:15} {value:.4g}" if isinstance(value, float) else f"{name:15} {value}")
-    files.write_json(options.json, figures)
+    timing.report(figures, options.json)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ Needs the extra `test` (PyTorch).
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,7 @@ from vixml_jax.data.items import ItemBank
 
 def main() -> None:
     """Runs the comparison."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    measured_run.add_flags(parser)
+    parser = measured_run.parser(__doc__)
     parser.add_argument("--items", type=int, default=8192, help="training queries that are encoded")
     options = parser.parse_args()
     cores = measured_run.begin(options)
@@ -44,8 +40,7 @@ def main() -> None:
         options.items = 128
     if options.images or options.lora_rank:
         parser.error("encode.py compares text towers: leave --images and --lora_rank out")
-    with tempfile.TemporaryDirectory() as folder:
-        timing.report(measure(options, cores, Path(folder)), options.json)
+    measured_run.report(measure, options, cores)
 
 
 def measure(options: argparse.Namespace, cores: int, folder: Path) -> dict[str, Any]:
@@ -85,10 +80,7 @@ def measure(options: argparse.Namespace, cores: int, folder: Path) -> dict[str, 
         np.testing.assert_allclose(found["ours"], found[name], atol=tolerance)
     widths = [lengths[start : start + options.batch] for start in range(0, len(bank), options.batch)]
     return {
-        "device": measured_run.device_name(),
-        "cores": cores,
-        "dtype": options.dtype,
-        "batch": options.batch,
+        **measured_run.conditions(options, cores),
         "checkpoint": options.checkpoint,
         "layers": run.spec.text["num_layers"],
         "items": len(bank),

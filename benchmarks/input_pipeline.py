@@ -10,7 +10,6 @@ the device) and throws them away; the step then runs on a few of them. Both in o
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +28,13 @@ STEPS = 3
 
 def main() -> None:
     """Runs the comparison."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    measured_run.add_flags(parser)
+    parser = measured_run.parser(__doc__)
     parser.add_argument("--batches", type=int, default=50, help="of a round")
     options = parser.parse_args()
     cores = measured_run.begin(options)
     if options.quick:
         options.batches = 5
-    with tempfile.TemporaryDirectory() as folder:
-        timing.report(measure(options, cores, Path(folder)), options.json)
+    measured_run.report(measure, options, cores)
 
 
 def measure(options: argparse.Namespace, cores: int, folder: Path) -> dict[str, Any]:
@@ -80,10 +75,7 @@ def measure(options: argparse.Namespace, cores: int, folder: Path) -> dict[str, 
     pipeline_speed = len(kept) * options.batch / medians["pipeline"]
     step_speed = len(batches) * options.batch / medians["step"]
     return {
-        "device": measured_run.device_name(),
-        "cores": cores,
-        "dtype": options.dtype,
-        "batch": options.batch,
+        **measured_run.conditions(options, cores),
         "row_length": options.row_length,
         "batches": len(kept),
         "shapes": len({batch.tokens.token_ids.shape for batch in kept}),

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+import timing
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -23,8 +27,9 @@ from vixml_jax.train_state import Tables, row_table
 DEMO_QUERIES = 12_000
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds what the scripts have in common."""
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Makes a parser of the flags that the scripts have in common; `doc` is the help."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", help="prepared dataset; without one the demo's catalogue is drawn")
     parser.add_argument("--fields", default="title", help="of a text: title, or title,content")
     parser.add_argument("--checkpoint", default="random:minilm-l3", help="as config.text.checkpoint")
@@ -40,6 +45,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="runs of which the median counts")
     parser.add_argument("--json", help="JSON file for the figures")
     parser.add_argument("--quick", action="store_true", help="a size that takes seconds, to see that it runs")
+    return parser
 
 
 def begin(options: argparse.Namespace) -> int:
@@ -105,6 +111,21 @@ def start(config: ConfigDict, workdir: Path, mesh: Mesh) -> tuple[Run, nnx.State
     return run, params, tables, training
 
 
-def device_name() -> str:
-    """Of the device that JAX runs on."""
-    return jax.devices()[0].device_kind
+def conditions(options: argparse.Namespace, cores: int) -> dict[str, Any]:
+    """What figures of all scripts depend on."""
+    return {
+        "device": jax.devices()[0].device_kind,
+        "cores": cores,
+        "dtype": options.dtype,
+        "batch": options.batch,
+    }
+
+
+def report(
+    measure: Callable[[argparse.Namespace, int, Path], dict[str, Any]],
+    options: argparse.Namespace,
+    cores: int,
+) -> None:
+    """Measures in a folder that goes away, and shows and keeps the figures."""
+    with tempfile.TemporaryDirectory() as folder:
+        timing.report(measure(options, cores, Path(folder)), options.json)

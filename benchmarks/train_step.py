@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +68,7 @@ def peak_flops(dtype: str, size: int) -> float:
 
 def main() -> None:
     """Runs the comparison."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    measured_run.add_flags(parser)
+    parser = measured_run.parser(__doc__)
     parser.add_argument("--steps", type=int, default=4, help="of a round")
     parser.add_argument("--ours_only", action="store_true", help="leave the peer out, as for a profile")
     parser.add_argument(
@@ -82,8 +78,7 @@ def main() -> None:
     cores = measured_run.begin(options)
     if options.quick:
         options.steps = 2
-    with tempfile.TemporaryDirectory() as folder:
-        timing.report(measure(options, cores, Path(folder)), options.json)
+    measured_run.report(measure, options, cores)
 
 
 def measure(options: argparse.Namespace, cores: int, folder: Path) -> dict[str, Any]:
@@ -141,10 +136,7 @@ def measure(options: argparse.Namespace, cores: int, folder: Path) -> dict[str, 
         peak = peak_flops(options.dtype, 512 if options.quick else 2048 if torch_device == "cpu" else 8192)
         examples = options.batch * options.steps
         figures = {
-            "device": measured_run.device_name(),
-            "cores": cores,
-            "dtype": options.dtype,
-            "batch": options.batch,
+            **measured_run.conditions(options, cores),
             "checkpoint": options.checkpoint,
             "layers": run.spec.text["num_layers"],
             "rounds": options.rounds,
