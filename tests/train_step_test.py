@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from vixml_jax import losses, metrics, optim, sharding, train
+from vixml_jax import centroids, losses, metrics, optim, sharding, train
 from vixml_jax import run as run_lib
 from vixml_jax.data.pipeline import TrainingData, train_batches
 from vixml_jax.embedding import normalized
@@ -24,7 +24,10 @@ def test_matryoshka_is_the_mean_over_prefixes(tmp_path, one_device):
     dataset = run_lib.open_dataset(config)
     with sharding.use(sharding.make_mesh()) as mesh:
         run, params = run_lib.start(config, dataset, tmp_path / "run", mesh)
-        params, tables = train.first_tables(run, params)
+        label_centroids = centroids.LabelCentroids(
+            dataset.train_targets, sharding.table_rows(len(dataset.train)), mesh
+        )
+        params, tables = train.first_tables(run, params, label_centroids)
         training = TrainingData(
             run.banks.train,
             run.banks.labels,

@@ -47,7 +47,7 @@ class LabelCentroids:
         self._mesh, self._table_rows = mesh, table_rows
         shards = 1 if mesh is None else sharding.num_row_shards(mesh)
         held = (0,) if mesh is None else sharding.local_row_shards(mesh)
-        own_labels = sharding.round_up(num_labels, sharding.TABLE_ROWS_MULTIPLE) // shards
+        own_labels = sharding.table_rows(num_labels) // shards
         at_once = own_labels if mesh is None else min(own_labels, max(1, LABELS_AT_ONCE // shards))
         chunks = -(-own_labels // at_once)
         self._sizes = (shards, own_labels, at_once)

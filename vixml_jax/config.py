@@ -80,9 +80,7 @@ def base() -> ConfigDict:
         0.0  # chance that a training item comes without its pictures: serves items without any
     )
     vision.batch_size = 64  # pictures a device call while the image bank is filled
-    vision.precomputed = (
-        False  # take the embeddings that came with the raw files; the checkpoint embeds new pictures only
-    )
+    vision.precomputed = False  # take embeddings that came with the raw files; the tower embeds new pictures
     vision.dtype = "float32"  # of the tower's weights and computation: or "bfloat16", for accelerators
 
     config.prototype = prototype = ConfigDict()

@@ -55,14 +55,8 @@ class Embedder:
         def write(table_ND: jax.Array, rows: jax.Array, values: jax.Array, unit: bool) -> jax.Array:
             return table_ND.at[rows].set(l2_normalize(values) if unit else values, mode="drop")
 
-        def all_labels(
-            params: nnx.State,
-            frozen: nnx.State,
-            texts_LD: jax.Array,
-            clusters_L: jax.Array,
-            centroids_LD: jax.Array,
-        ) -> jax.Array:
-            """Some labels at a time, of which every device holds equally many."""
+        def all_labels(params: nnx.State, frozen: nnx.State, *tables: jax.Array) -> jax.Array:
+            """`labels` of some at a time, of which every device holds equally many."""
             shards = sharding.num_row_shards(mesh)
             at_once = sharding.TABLE_ROWS_MULTIPLE // shards
 
@@ -73,8 +67,8 @@ class Embedder:
                 rows = [part.reshape(shards * at_once, *part.shape[2:]) for part in parts]
                 return labels(params, frozen, *rows).reshape(shards, at_once, -1)
 
-            found = jax.lax.map(some, (cut(texts_LD), cut(clusters_L), cut(centroids_LD)))
-            return found.swapaxes(0, 1).reshape(texts_LD.shape)
+            found = jax.lax.map(some, tuple(map(cut, tables)))
+            return found.swapaxes(0, 1).reshape(len(tables[0]), -1)
 
         whole, split = sharding.replicated(mesh), sharding.rows(mesh, 2)
         self._pooled = jax.jit(pooled, static_argnames="num_items", out_shardings=whole)

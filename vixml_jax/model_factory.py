@@ -156,9 +156,7 @@ def create(
         pooling=config.text.pooling,
         # Off the shelf a label is its text: a prototype net that never trains would only add noise.
         prototype=config.prototype.kind if config.train.epochs else "none",
-        num_vectors=sharding.round_up(
-            min(config.prototype.free_vectors, num_labels), sharding.TABLE_ROWS_MULTIPLE
-        ),
+        num_vectors=sharding.table_rows(min(config.prototype.free_vectors, num_labels)),
         heads=config.prototype.heads,
         feed_forward=config.prototype.feed_forward,
         dropout=config.prototype.dropout,

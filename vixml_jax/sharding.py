@@ -214,6 +214,11 @@ def everywhere(array: np.ndarray | jax.Array) -> np.ndarray:
     return np.asarray(array)
 
 
+def table_rows(n: int) -> int:
+    """Rows of a table of `n`: filled up, so that any mesh splits them equally."""
+    return round_up(n, TABLE_ROWS_MULTIPLE)
+
+
 def round_up(n: int, multiple: int) -> int:
     """Returns the smallest multiple of `multiple` that is at least `n`."""
     return -(-n // multiple) * multiple

@@ -101,11 +101,14 @@ def train_on(
     steps_per_epoch = num_batches(len(dataset.train), config.train.batch_size)
     total_steps = config.train.epochs * steps_per_epoch
     optimizer = optim.make(**config.optimizer, total_steps=total_steps)
+    label_centroids = centroids.LabelCentroids(
+        dataset.train_targets, sharding.table_rows(len(dataset.train)), mesh
+    )
     resumed_at = checkpointer.latest_step()
     if resumed_at is None:
         run, params = run_lib.start(config, dataset, workdir, mesh)
         check_dims(config, run.spec.dim)
-        params, tables = first_tables(run, params)
+        params, tables = first_tables(run, params, label_centroids)
         state = create(params, optimizer, tables, mesh)
     else:
         run, params = run_lib.resume(config, dataset, workdir, mesh)
@@ -124,9 +127,6 @@ def train_on(
         tuple(config.text.dims),
     )
     data = training_data(run)
-    label_centroids = centroids.LabelCentroids(
-        dataset.train_targets, len(state.tables.query_embeddings), mesh
-    )
     step = int(state.step)
     lr_at = optim.schedule(config.optimizer.lr, config.optimizer.warmup_steps, total_steps)
     with (
@@ -231,7 +231,9 @@ def loss_settings(config: ConfigDict) -> dict[str, Any]:
     return settings
 
 
-def first_tables(run: Run, params: nnx.State) -> tuple[nnx.State, Tables]:
+def first_tables(
+    run: Run, params: nnx.State, label_centroids: centroids.LabelCentroids
+) -> tuple[nnx.State, Tables]:
     """One pass over all labels and queries before training: the label -> vector map and the first centroids.
 
     Returns:
@@ -257,7 +259,7 @@ def first_tables(run: Run, params: nnx.State) -> tuple[nnx.State, Tables]:
         vectors[...] = jax.device_put(means_CD, vectors[...].sharding)
     return params, Tables(
         label_clusters=row_table(clusters_L, run.mesh),
-        centroids=centroids.label_centroids(queries_ND, run.dataset.train_targets),
+        centroids=label_centroids(queries_ND),
         query_embeddings=queries_ND,
         query_clusters=row_table(np.full(run.spec.num_queries, -1, np.int32), run.mesh, fill=-1),
     )

@@ -105,7 +105,7 @@ def abstract_tables(num_labels: int, num_queries: int, dim: int, mesh: Mesh) -> 
     """Returns the shapes, dtypes and shardings of a run's tables."""
 
     def table(shape: tuple[int, ...], dtype: Any) -> Any:
-        padded = (sharding.round_up(shape[0], sharding.TABLE_ROWS_MULTIPLE), *shape[1:])
+        padded = (sharding.table_rows(shape[0]), *shape[1:])
         return jax.ShapeDtypeStruct(padded, dtype, sharding=sharding.rows(mesh, len(shape)))
 
     return Tables(
@@ -130,12 +130,12 @@ def shardings_of(state: Any) -> Any:
 
 def row_table(values: np.ndarray, mesh: Mesh, fill: float = 0) -> jax.Array:
     """Places `values` [N, ...] split by rows, filled up to a multiple of sharding.TABLE_ROWS_MULTIPLE."""
-    missing = sharding.round_up(len(values), sharding.TABLE_ROWS_MULTIPLE) - len(values)
+    missing = sharding.table_rows(len(values)) - len(values)
     padded = np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1), constant_values=fill)
     return sharding.put(padded, sharding.rows(mesh, values.ndim))
 
 
 def zero_table(shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> jax.Array:
     """Makes a table of `shape` [N, ...], filled up as `row_table` does, of zeros."""
-    padded = (sharding.round_up(shape[0], sharding.TABLE_ROWS_MULTIPLE), *shape[1:])
+    padded = (sharding.table_rows(shape[0]), *shape[1:])
     return jnp.zeros(padded, dtype, device=sharding.rows(mesh, len(shape)))

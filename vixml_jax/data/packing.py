@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vixml_jax import sharding
 from vixml_jax.types import PackedTokens
 
 # What stands for an item's own text or pictures in a template.
@@ -260,7 +261,7 @@ def plan_rows(
     lengths = np.asarray(lengths)
     filled, columns, used = assign_rows(lengths, row_length)
     # Filled rows are dealt out: long items come first, and images would crowd in the last block.
-    block_rows = _round_up(-(-used // shards), row_multiple)
+    block_rows = sharding.round_up(max(-(-used // shards), 1), row_multiple)
     rows = filled % shards * block_rows + filled // shards
     first_images, num_images = np.zeros(len(lengths), np.int64), 0
     if image_counts is not None:
@@ -268,7 +269,7 @@ def plan_rows(
         counts = np.asarray(image_counts, np.int64)[order]
         block = rows[order] // block_rows
         in_block = np.bincount(block, weights=counts, minlength=shards).astype(np.int64)
-        block_images = _round_up(int(in_block.max(initial=0)), image_multiple)
+        block_images = sharding.round_up(max(int(in_block.max(initial=0)), 1), image_multiple)
         before = np.cumsum(counts) - counts - (np.cumsum(in_block) - in_block)[block]
         first_images[order] = block * block_images + before
         num_images = shards * block_images
@@ -358,11 +359,6 @@ def pack(
         image_multiple=image_multiple,
     )
     return lay_out(sequences, np.arange(len(sequences.lengths)), plan, range(shards))
-
-
-def _round_up(count: int, multiple: int) -> int:
-    """The smallest multiple of `multiple` that is at least `count`, and above 0."""
-    return max(-(-count // multiple), 1) * multiple
 
 
 def _within(lengths: np.ndarray) -> np.ndarray:

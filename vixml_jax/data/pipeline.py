@@ -7,7 +7,6 @@ it starts Grain at the batch where it stopped.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator
 
 import grain
@@ -194,16 +193,14 @@ def encoding_batches(
     for start in range(0, len(rows), items_per_call):
         chosen = rows[start : start + items_per_call]
         filled = np.resize(chosen, items_per_call)
-        plan_rows = functools.partial(
-            packing.plan_rows, slots[filled], images[filled], row_length, shards=shards
-        )
         if len(rows) <= items_per_call:  # the only call
+            num_rows = packing.assign_rows(slots[filled], row_length)[2]
             multiples = {
-                "row_multiple": sharding.power_of_two(plan_rows().num_rows // shards),
+                "row_multiple": sharding.power_of_two(-(-num_rows // shards)),
                 # Itself a power of two or the usual size, however many pictures there are: few shapes.
                 "image_multiple": max(items_per_call // shards, 1),
             }
-        plan = plan_rows(**multiples)
+        plan = packing.plan_rows(slots[filled], images[filled], row_length, shards=shards, **multiples)
         items = np.flatnonzero(np.isin(plan.blocks(), held))
         tokens = packing.lay_out(bank.take(filled[items]), items, plan, held)
         yield chosen, place_tokens(tokens, mesh)

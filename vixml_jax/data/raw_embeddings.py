@@ -41,9 +41,7 @@ class RawEmbeddings:
         self.files = (rows, row_map)
         try:
             self._rows = np.load(rows, mmap_mode="r", allow_pickle=False)
-        except (
-            Exception
-        ) as error:  # NumPy takes a header for a Python literal, and raises whatever that raises
+        except Exception as error:  # NumPy reads a header as a Python literal, and raises what that raises
             problem = f"not a NumPy array of numbers ({type(error).__name__})"
             raise UserError(problem, file=rows, fix="it may be cut off") from None
         if self._rows.ndim != 2 or self._rows.dtype.kind != "f" or not self._rows.shape[1]:
