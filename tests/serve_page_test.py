@@ -6,6 +6,8 @@ import pytest
 import tiny
 from serve_test import model, png, running  # noqa: F401
 
+from vixml_jax.serving.limits import Limits
+
 pytestmark = pytest.mark.slow
 
 
@@ -41,7 +43,8 @@ def expect(page, selector, count):
     ("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
 )
 def test_titles_and_pictures_show_labels(browser, model, width, scheme, tmp_path):  # noqa: F811
-    with tiny.only_devices(1), running(model) as port:
+    # The limits that users have: the page shrinks a large picture to what they take.
+    with tiny.only_devices(1), running(model, Limits()) as port:
         page, wrong = opened(browser, port, width, scheme)
         page.get_by_label("Title").fill("kettle number 3")
         page.locator("#labels li").first.wait_for()
