@@ -62,6 +62,18 @@ def test_hidden_states_and_gradients_equal_pytorch(name, torch_model, seed, sing
             assert error < 1e-4 * max(np.linalg.norm(wanted), 1e-3 * largest), entry.hf
 
 
+@pytest.mark.parametrize("name", ["bert", "bert_masked_lm", "distilbert"])
+def test_bfloat16_stays_close_to_pytorch_in_float32(name, torch_model, seed, single_mesh):
+    model, directory = torch_model(name)
+    token_ids, mask = _batch(seed)
+    with torch.no_grad():
+        expected = _hidden(model, token_ids, mask).numpy()
+    tower = hub.load_text_tower(str(directory), "bfloat16", param_dtype="bfloat16")
+    got = tower(token_ids, mask)
+    assert got.dtype == jnp.bfloat16
+    assert relative_error(np.asarray(got, np.float32)[mask], expected[mask]) < 2e-2
+
+
 def test_packed_rows_equal_one_sequence_a_row(single_mesh, seed):
     tower = hub.load_text_tower("random:bert-tiny", vocab_size=99, seed=seed)
     rng = np.random.default_rng(seed)
