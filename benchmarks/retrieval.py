@@ -2,13 +2,17 @@
 
   python benchmarks/retrieval.py
   python benchmarks/retrieval.py --labels=1305265 --dim=384 --target_recall=0.95 --json=retrieval.json
+  for name in scann ivfpq hnsw; do  # built one by one, so that each has its own peak of memory
+    python benchmarks/retrieval.py --labels=1305265 --dim=384 --target_recall=0.95 --keep=kept --only=$name
+  done
 
 Labels and queries are unit vectors in the same lumps, as trained embeddings are. All find the --k best on
 all cores. ScaNN is tuned by `vixml_jax.retrieval` on one half of the queries; FAISS's effort (nprobe,
 efSearch) is the least of a ladder that reaches the same recall on that half, with its usual settings for
 such a table. Recall is then taken on the other half. The searches run in turn, --rounds times; ratios are
 medians. A query alone, as a service has it, is timed too (median and 99th percentile), and what each index
-took to build: seconds, and growth of the process's peak memory beside the vectors. FAISS is left out where
+took to build: seconds, and growth of the process's peak memory beside the vectors. With --keep vectors and
+indexes stay in a folder, so that they can be built apart and searched together. FAISS is left out where
 `faiss` is not installed (`pip install faiss-cpu`).
 """
 
@@ -19,13 +23,15 @@ import functools
 import importlib.util
 import resource
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import timing
 from timing import timed
 
-from vixml_jax import retrieval
+from vixml_jax import files, retrieval
+from vixml_jax.retrieval.index import Index
 
 PLAIN_QUERIES = 256
 EFFORTS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -33,6 +39,7 @@ REFINED = 4  # candidates of IVF-PQ that are scored again, in units of k
 
 Found = tuple[np.ndarray, np.ndarray]
 Search = Callable[[np.ndarray], Found]
+Built = TypeVar("Built")
 
 
 def plain_search(labels_LD: np.ndarray, k: int, queries_QD: np.ndarray) -> Found:
@@ -70,33 +77,63 @@ def recall(found: Found, true: Found) -> float:
     return sum(len(set(a) & set(b)) for a, b in pairs) / true[0].size
 
 
-def faiss_index(name: str, labels_LD: np.ndarray, k: int) -> tuple[Search, Callable[[int], None]]:
-    """Builds a FAISS index; returns its search, and how to set its effort."""
-    import faiss  # a user of FAISS, not this package, has it
+class Faiss:
+    """A FAISS index, "ivfpq" with refining or "hnsw", that searches by `effort`.
 
-    num_labels, dim = labels_LD.shape
-    inner = faiss.METRIC_INNER_PRODUCT
-    if name == "hnsw":
-        index = faiss.IndexHNSWFlat(dim, 32, inner)
+    Args:
+      name: which of them.
+      labels_LD: what it is built of.
+      k: labels a query.
+      file: where it is kept, and read from if it is there; None keeps nothing.
+    """
+
+    def __init__(self, name: str, labels_LD: np.ndarray, k: int, file: Path | None):
+        import faiss  # a user of FAISS, not this package, has it
+
+        self._k = k
+        if file is not None and file.is_file():
+            self._index = faiss.read_index(str(file))
+        else:
+            self._index = self._hnsw(labels_LD) if name == "hnsw" else self._ivfpq(labels_LD)
+            if file is not None:
+                faiss.write_index(self._index, str(file))
+        self._is_hnsw = name == "hnsw"
+        if not self._is_hnsw:
+            self._index.k_factor = REFINED  # no part of the file
+            self._codes = faiss.downcast_index(self._index.base_index)
+
+    @staticmethod
+    def _hnsw(labels_LD: np.ndarray) -> Any:
+        import faiss
+
+        index = faiss.IndexHNSWFlat(labels_LD.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = 80
         index.add(labels_LD)
+        return index
 
-        def set_effort(effort: int) -> None:
-            index.hnsw.efSearch = max(effort, k)
+    @staticmethod
+    def _ivfpq(labels_LD: np.ndarray) -> Any:
+        import faiss
 
-        return (lambda queries: index.search(queries, k)[::-1]), set_effort
-    lists = max(1, int(np.sqrt(num_labels)))
-    codes = faiss.index_factory(dim, f"IVF{lists},PQ{max(1, dim // 4)}x4fs", inner)
-    codes.cp.max_points_per_centroid, codes.cp.min_points_per_centroid = 64, 1
-    index = faiss.IndexRefineFlat(codes)
-    index.k_factor = REFINED
-    index.train(labels_LD)
-    index.add(labels_LD)
+        num_labels, dim = labels_LD.shape
+        lists = max(1, int(np.sqrt(num_labels)))
+        codes = faiss.index_factory(dim, f"IVF{lists},PQ{max(1, dim // 4)}x4fs", faiss.METRIC_INNER_PRODUCT)
+        codes.cp.max_points_per_centroid, codes.cp.min_points_per_centroid = 64, 1
+        index = faiss.IndexRefineFlat(codes)
+        index.train(labels_LD)
+        index.add(labels_LD)
+        return index
 
-    def set_effort(effort: int) -> None:
-        codes.nprobe = min(effort, lists)
+    def set_effort(self, effort: int) -> None:
+        """Sets what a search does: nodes kept, at least k, or lists looked into."""
+        if self._is_hnsw:
+            self._index.hnsw.efSearch = max(effort, self._k)
+        else:
+            self._codes.nprobe = min(effort, self._codes.nlist)
 
-    return (lambda queries: index.search(queries, k)[::-1]), set_effort
+    def search(self, queries_QD: np.ndarray) -> Found:
+        """(ids [Q, k], scores [Q, k]), best first."""
+        return self._index.search(queries_QD, self._k)[::-1]
 
 
 def peak_gb() -> float:
@@ -120,6 +157,9 @@ def main() -> None:
     parser.add_argument(
         "--only", default="exact,plain,scann,ivfpq,hnsw", help="what is compared; exact always is"
     )
+    parser.add_argument(
+        "--keep", help="folder where vectors and indexes are kept; those that are there are not made again"
+    )
     parser.add_argument("--json", help="JSON file for the figures")
     parser.add_argument("--quick", action="store_true", help="a size that takes seconds, to see that it runs")
     options = parser.parse_args()
@@ -129,9 +169,60 @@ def main() -> None:
     timing.report(measure(options), options.json)
 
 
+def vectors(options: argparse.Namespace, keep: Path | None) -> Found:
+    """Labels and queries as the options say; with `keep` they are written, and mapped when they are there."""
+    drawn = {name: getattr(options, name) for name in ("labels", "dim", "lump", "queries")}
+    if keep is not None and (keep / "drawn.json").is_file():
+        if files.read_json(keep / "drawn.json") != drawn:
+            raise SystemExit(f"{keep} holds vectors of other options: give another --keep")
+        return np.load(keep / "labels.npy"), np.load(keep / "queries.npy")
+    both = lumps(options.labels, 2 * options.queries, options.dim, options.lump, seed=0)
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        for name, array in zip(("labels", "queries"), both, strict=True):
+            np.save(keep / f"{name}.npy", array)
+        files.write_json(keep / "drawn.json", drawn)
+    return both
+
+
+def scann_index(
+    labels_LD: np.ndarray, sample_SD: np.ndarray, options: argparse.Namespace, directory: Path | None
+) -> Index:
+    """Builds the index, or opens the one that is in `directory` already."""
+    if directory is not None and directory.is_dir():
+        return retrieval.load(directory)
+    index = retrieval.build(
+        labels_LD,
+        kind="scann",
+        target_recall=options.target_recall,
+        k=options.k,
+        sample_queries=sample_SD,
+    )
+    if directory is not None:
+        index.save(directory)
+    return index
+
+
+def built(
+    name: str, keep: Path | None, figures: dict[str, Any], build: Callable[[Path | None], Built]
+) -> Built:
+    """Builds an index, or opens it, and adds to `figures` what building took, now or when it was kept."""
+    before = peak_gb()
+    seconds, index = timed(lambda: build(keep and keep / name))
+    took = {f"{name}_build_s": seconds, f"{name}_build_gb": peak_gb() - before}
+    if keep is not None:
+        if (keep / f"{name}.json").is_file():
+            took = files.read_json(keep / f"{name}.json")
+        else:
+            files.write_json(keep / f"{name}.json", took)
+    figures |= took
+    return index
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Returns the figures."""
-    labels, both = lumps(options.labels, 2 * options.queries, options.dim, options.lump, seed=0)
+    keep = Path(options.keep) if options.keep else None
+    labels, both = vectors(options, keep)
     queries, sample = both[: options.queries], both[options.queries :]
     exact = retrieval.build(labels, kind="exact")
     searches: dict[str, Search] = {"exact": lambda batch: exact.search(batch, options.k)}
@@ -140,27 +231,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if "plain" in wanted:
         searches["plain"] = functools.partial(plain_search, labels, options.k)
     if "scann" in wanted:
-        before = peak_gb()
-        seconds, scann = timed(
-            lambda: retrieval.build(
-                labels, kind="scann", target_recall=options.target_recall, k=options.k, sample_queries=sample
-            )
-        )
+        scann = built("scann", keep, figures, lambda file: scann_index(labels, sample, options, file))
         searches["scann"] = lambda batch: scann.search(batch, options.k)
-        figures |= {"scann_build_s": seconds, "scann_build_gb": peak_gb() - before}
         figures["scann_setting"] = scann.measured
     true_sample = exact.search(sample, options.k)
     for name in ("ivfpq", "hnsw"):
         if name not in wanted or importlib.util.find_spec("faiss") is None:
             continue
-        before = peak_gb()
-        seconds, (search, set_effort) = timed(lambda name=name: faiss_index(name, labels, options.k))
-        figures |= {f"{name}_build_s": seconds, f"{name}_build_gb": peak_gb() - before}
+        index = built(name, keep, figures, lambda file, name=name: Faiss(name, labels, options.k, file))
         for effort in EFFORTS:
-            set_effort(effort)
-            if recall(search(sample), true_sample) >= options.target_recall:
+            index.set_effort(effort)
+            reached = recall(index.search(sample), true_sample)
+            if reached >= options.target_recall:
                 break
-        searches[name], figures[f"{name}_effort"] = search, effort
+        searches[name], figures[f"{name}_effort"] = index.search, effort
 
     found: dict[str, Found] = {}
 

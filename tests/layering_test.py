@@ -35,7 +35,7 @@ LEVELS: dict[int, dict[str, tuple[str, ...]]] = {
                 "report_charts",
             ),
             *("report_examples", "report_published", "report_runs", "score", "serve", "serving"),
-            *("tables", "train"),
+            *("tables", "train", "tune"),
         ),
     },
     TRAINING: {

@@ -210,22 +210,31 @@ def retrieve_and_score(
     run: Run, searcher: Searcher, queries_ND: np.ndarray, num_labels: int
 ) -> tuple[dict[str, float], Predictions]:
     """Returns the figures of the test queries' embeddings, and what was retrieved for them."""
-    config, dataset = run.config, run.dataset
-    pairs = dataset.filter_pairs_test
+    predictions = searcher.search(queries_ND, labels_needed(run, num_labels), "search labels")
+    return scored(run, predictions), predictions
+
+
+def labels_needed(run: Run, num_labels: int) -> int:
+    """How many labels a test query must be given, for the config and for the metrics."""
+    pairs = run.dataset.filter_pairs_test
     # A row's filter pairs are cut out of what is retrieved, so that many more are needed.
     extra = int(np.bincount(pairs[:, 0]).max()) if len(pairs) else 0
-    k = max(config.retrieval.k, *config.eval.ks, *metrics.RECALL_CUTS)
-    predictions = searcher.search(queries_ND, min(k + extra, num_labels), "search labels")
-    figures = metrics.evaluate(
+    k = max(run.config.retrieval.k, *run.config.eval.ks, *metrics.RECALL_CUTS)
+    return min(k + extra, num_labels)
+
+
+def scored(run: Run, predictions: Predictions) -> dict[str, float]:
+    """Returns the figures of what was retrieved for the test queries, filter pairs still in."""
+    config, dataset = run.config, run.dataset
+    return metrics.evaluate(
         predictions,
         dataset.test_targets,
         dataset.train_targets,
         ks=tuple(config.eval.ks),
         A=config.dataset.A,
         B=config.dataset.B,
-        filter_pairs=pairs,
+        filter_pairs=dataset.filter_pairs_test,
     )
-    return figures, predictions
 
 
 def write_modalities(run: Run, matrix: dict[str, dict[str, float]]) -> None:

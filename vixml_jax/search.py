@@ -23,7 +23,7 @@ from vixml_jax.embedding import normalized
 from vixml_jax.errors import UserError
 from vixml_jax.label_changes import Change, LabelChanges, numbers_of
 from vixml_jax.progress import Progress, announced
-from vixml_jax.retrieval.augment import augment
+from vixml_jax.retrieval.augment import Found, augment
 from vixml_jax.retrieval.index import Index
 from vixml_jax.retrieval.patched import PatchedIndex
 from vixml_jax.types import Predictions
@@ -154,15 +154,28 @@ class Searcher:
                 progress.update(len(found[-1].ids))
         return Predictions(*map(np.concatenate, zip(*found, strict=True)))
 
-    def _search(self, queries_QD: np.ndarray, k: int) -> Predictions:
+    def candidates(self, queries_QD: np.ndarray, k: int) -> tuple[Found, Found]:
+        """Searches labels and training queries, and joins nothing; there must be `neighbours`.
+
+        Args:
+          queries_QD: float32 [Q, D].
+          k: labels wanted in the end; `settings.k` are searched if that is more.
+
+        Returns:
+          Ids and scores of labels, [Q, K], and the same of training queries, [Q, `settings.neighbours`].
+        """
+        assert self.neighbours is not None
         queries_QD = prefix(queries_QD, self.settings.dims)
-        labels = self.patched or self.labels
+        labels = (self.patched or self.labels).search(queries_QD, max(k, self.settings.k))
+        return labels, self.neighbours.search(queries_QD, self.settings.neighbours)
+
+    def _search(self, queries_QD: np.ndarray, k: int) -> Predictions:
         if self.neighbours is None:
-            return Predictions(*labels.search(queries_QD, k))
+            queries_QD = prefix(queries_QD, self.settings.dims)
+            return Predictions(*(self.patched or self.labels).search(queries_QD, k))
         return Predictions(
             *augment(
-                labels.search(queries_QD, max(k, self.settings.k)),
-                self.neighbours.search(queries_QD, self.settings.neighbours),
+                *self.candidates(queries_QD, k),
                 self.train_targets,
                 k=k,
                 query_weight=self.settings.query_weight,
