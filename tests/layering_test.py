@@ -29,6 +29,7 @@ LEVELS: dict[int, dict[str, tuple[str, ...]]] = {
                 "evaluate",
                 "export",
                 "index_labels",
+                "planning",
                 "predict",
                 "prepare",
                 "report",

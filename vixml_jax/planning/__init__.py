@@ -1,0 +1,1 @@
+"""What a program needs, read from its compiled text."""
