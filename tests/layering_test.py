@@ -42,12 +42,13 @@ LEVELS: dict[int, dict[str, tuple[str, ...]]] = {
     TRAINING: {
         "training": (
             *("banks", "centroids", "checkpoint", "classifier_stage", "classifiers", "embedding"),
-            *("label_changes", "model_factory", "optim", "run", "search", "train_state", "train_step"),
+            *("global_batch", "label_changes", "model_factory", "optim", "run", "search", "train_state"),
+            "train_step",
         ),
     },
     PARTS: {
         "data": ("data", "demo_catalogue"),
-        "losses": ("losses",),
+        "losses": ("loss_terms", "losses"),
         "metrics": ("metrics", "ranking"),
         "mining": ("mining", "two_means"),
         "models": ("models",),
@@ -66,6 +67,7 @@ LEVELS: dict[int, dict[str, tuple[str, ...]]] = {
                 "preemption",
                 "progress",
                 "recipes",
+                "row_tables",
                 "sharding",
                 "tracking",
             ),

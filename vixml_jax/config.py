@@ -19,6 +19,7 @@ from vixml_jax.errors import UserError
 
 # What may differ when a run is continued: nothing of it changes what is computed.
 FREE_TO_CHANGE = (
+    "train.chunk_rows",
     "train.log_every",
     "train.wandb",
     "checkpoint",
@@ -128,6 +129,7 @@ def base() -> ConfigDict:
     train.batch_size = 2048  # queries; as many label slots
     train.seed = 0
     train.row_length = 64  # slots of a packed row; at least the longest item
+    train.chunk_rows = 0  # rows of a device that the tower computes at a time, again on the way back; 0 = all
     train.log_every = 10  # steps
     train.wandb = ""  # project at Weights & Biases that figures go to as well (extra `wandb`); "" = none
 
@@ -252,7 +254,7 @@ def validate(config: ConfigDict) -> None:
                 "classifier.negatives", "classifier.hardest"):  # fmt: skip
         if get(config, key) < 1:
             raise UserError(f"config.{key}={get(config, key)}", fix="give at least 1")
-    for key in ("train.epochs", "vision.images", "text.layers", "checkpoint.every_steps",
+    for key in ("train.epochs", "train.chunk_rows", "vision.images", "text.layers", "checkpoint.every_steps",
                 "checkpoint.keep_every", "eval.every",
                 "train.seed", "dataset.max_train", "dataset.max_test", "optimizer.warmup_steps",
                 "optimizer.weight_decay", "optimizer.clip_norm", "retrieval.dims",

@@ -9,6 +9,8 @@ function
   * has finite values and gradients also where a row or column has no positive or no negative,
   * is the same for the whole batch on one device and split over a mesh: nothing here looks at devices.
 
+What a step computes is the same sums, a block at a time: see `loss_terms` and `global_batch`.
+
 Shape suffixes: Q queries, L label slots, K negatives. docs/notation.md has them all.
 """
 
@@ -16,9 +18,10 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar, Shaped
+
+from vixml_jax import loss_terms
 
 Similarities: TypeAlias = Float[Array, "Q L"]
 Targets: TypeAlias = Shaped[Array, "Q L"]
@@ -56,8 +59,8 @@ def triplet(
     Returns:
       The mean over all rows; a row without a positive, or without a negative, counts as 0.
     """
-    similarities_QL, positive_QL = _prepare(similarities_QL, targets_QL)
-    return _triplet(similarities_QL, positive_QL, key, k, margin_min, margin_max, temperature)
+    loss = loss_terms.triplet(loss_terms.Triplets(k, margin_min, margin_max, temperature))
+    return _of_whole(loss, similarities_QL, targets_QL, key=key)
 
 
 def ngame(
@@ -117,25 +120,9 @@ def prime(
       reg_weight: weight of the regulariser.
       reg_margin: margin of the regulariser.
     """
-    keys = [None] * 4 if key is None else list(jax.random.split(key, 4))
-    settings = (k, margin_min, margin_max, temperature)
-    text_QL, positive_QL = _prepare(similarities_QL, targets_QL)
-    prototype_QL, _ = _prepare(prototype_similarities_QL, targets_QL)
-    triplets = (
-        _triplet(prototype_QL, positive_QL, keys[0], *settings)
-        + _triplet(text_QL, positive_QL, keys[1], *settings)
-        + _triplet(text_QL.T, positive_QL.T, keys[2], *settings)
-    )
-
-    drawn_QL = _draw_positive(positive_QL, keys[3])
-    behind_Q = _pick(text_QL, drawn_QL) - _pick(prototype_QL, drawn_QL)
-    ids_QK, valid_QK = _hardest_negatives(prototype_QL, positive_QL, k)
-    ahead_QK = _take(prototype_QL, ids_QK, valid_QK) - _take(text_QL, ids_QK, valid_QK)
-    regulariser = (
-        _mean_of_nonzero(jnp.where(positive_QL.any(axis=1), jax.nn.relu(behind_Q + reg_margin), 0))
-        + _mean_of_nonzero(jnp.where(valid_QK, jax.nn.relu(ahead_QK + reg_margin), 0))
-    ) / 2
-    return triplets + reg_weight * regulariser
+    triplets = loss_terms.Triplets(k, margin_min, margin_max, temperature)
+    loss = loss_terms.prime(triplets, reg_weight, reg_margin)
+    return _of_whole(loss, prototype_similarities_QL, targets_QL, similarities_QL, key=key)
 
 
 def info_nce(
@@ -152,15 +139,7 @@ def info_nce(
     Returns:
       The mean over rows, a row without a positive counting as 0.
     """
-    similarities_QL, positive_QL = _prepare(similarities_QL, targets_QL)
-    logits_QL = similarities_QL / temperature
-
-    def one_way(logits: Array, positive: Array) -> Array:
-        losses = jax.nn.logsumexp(logits, axis=1, keepdims=True) - logits
-        return _mean_of_positives(losses, positive).mean()
-
-    loss = one_way(logits_QL, positive_QL)
-    return (loss + one_way(logits_QL.T, positive_QL.T)) / 2 if symmetric else loss
+    return _of_whole(loss_terms.info_nce(temperature, symmetric), similarities_QL, targets_QL)
 
 
 def decoupled_softmax(
@@ -176,15 +155,7 @@ def decoupled_softmax(
       targets_QL: 1 where relevant, 0 elsewhere.
       temperature: t, in units of cosine.
     """
-    similarities_QL, positive_QL = _prepare(similarities_QL, targets_QL)
-    logits_QL = similarities_QL / temperature
-    has_negative_Q1 = jnp.any(~positive_QL, axis=1, keepdims=True)
-    # The sum is empty in a row of positives only: such a row is summed whole, so that no -inf enters a
-    # gradient, and its loss is then set to 0.
-    counted_QL = ~positive_QL | ~has_negative_Q1
-    negatives_Q1 = jax.nn.logsumexp(logits_QL, axis=1, keepdims=True, where=counted_QL)
-    losses_QL = jnp.where(has_negative_Q1, jax.nn.softplus(negatives_Q1 - logits_QL), 0)
-    return _mean_of_positives(losses_QL, positive_QL).mean()
+    return _of_whole(loss_terms.decoupled_softmax(temperature), similarities_QL, targets_QL)
 
 
 def sigmoid(
@@ -204,9 +175,7 @@ def sigmoid(
     Returns:
       The sum over all pairs divided by the number of queries.
     """
-    similarities_QL, positive_QL = _prepare(similarities_QL, targets_QL)
-    logits_QL = similarities_QL * scale + bias
-    return jax.nn.softplus(jnp.where(positive_QL, -logits_QL, logits_QL)).sum(axis=1).mean()
+    return _of_whole(loss_terms.sigmoid(), similarities_QL, targets_QL, pair_logits=(scale, bias))
 
 
 def violation_rate(
@@ -220,34 +189,32 @@ def violation_rate(
     Returns:
       A float32 share from 0 to 1, without gradient; 0 where there is nothing to compare.
     """
-    similarities_QL, positive_QL = _prepare(jax.lax.stop_gradient(similarities_QL), targets_QL)
-    ids_QK, valid_QK = _hardest_negatives(similarities_QL, positive_QL, k)
-    valid_QK &= positive_QL.any(axis=1, keepdims=True)
-    lowest_Q = jnp.min(similarities_QL, axis=1, where=positive_QL, initial=jnp.inf)
-    violates_QK = valid_QK & (_take(similarities_QL, ids_QK, valid_QK) > lowest_Q[:, None] - margin)
-    return violates_QK.sum().astype(jnp.float32) / jnp.maximum(valid_QK.sum(), 1)
+    similarities_QL, positive_QL = _prepare(similarities_QL, targets_QL)
+    sums = loss_terms.violations(similarities_QL, positive_QL, margin, k)
+    return sums["violating"] / jnp.maximum(sums["compared"], 1)
 
 
-def _triplet(
-    similarities_QL: Array,
-    positive_QL: Array,
-    key: Array | None,
-    k: int,
-    margin_min: float,
-    margin_max: float,
-    temperature: float,
-) -> Array:
-    """`triplet` of prepared arguments."""
-    drawn_QL = _draw_positive(positive_QL, key)
-    ids_QK, valid_QK = _hardest_negatives(similarities_QL, positive_QL, k)
-    valid_QK &= positive_QL.any(axis=1, keepdims=True)
-
-    negative_QK = _take(similarities_QL, ids_QK, valid_QK)
-    gap_QK = negative_QK - _pick(similarities_QL, drawn_QL)[:, None]
-    margin_QK = jax.lax.stop_gradient(jnp.clip(jnp.abs(gap_QK), margin_min, margin_max))
-    violation_QK = jnp.where(valid_QK, jax.nn.relu(gap_QK + margin_QK), 0)
-    weights_QK = _masked_softmax(negative_QK / temperature, violation_QK > 0)
-    return jnp.sum(weights_QK * violation_QK, axis=1).mean()
+def _of_whole(
+    loss: loss_terms.Loss,
+    labels_QL: Similarities,
+    targets_QL: Targets,
+    texts_QL: Similarities | None = None,
+    *,
+    key: PRNGKeyArray | None = None,
+    pair_logits: tuple[float | Array, float | Array] | None = None,
+) -> Scalar:
+    """A loss on one block of rows, which is all of them, and one of columns."""
+    labels_QL, positive_QL = _prepare(labels_QL, targets_QL)
+    if texts_QL is not None:
+        texts_QL, _ = _prepare(texts_QL, targets_QL)
+    Q, L = labels_QL.shape
+    row_draws, column_draws = (None, None) if key is None else loss_terms.draws(loss, key, Q, L)
+    sums = loss.rows(loss_terms.Block(labels_QL, texts_QL, positive_QL, row_draws, pair_logits))
+    if loss.columns is not None:
+        texts_LQ = None if texts_QL is None else texts_QL.T
+        block = loss_terms.Block(labels_QL.T, texts_LQ, positive_QL.T, column_draws, pair_logits)
+        sums |= loss.columns(block)
+    return loss.total(sums, Q, L)
 
 
 def _prepare(similarities_QL: Array, targets_QL: Array) -> tuple[Array, Array]:
@@ -257,58 +224,4 @@ def _prepare(similarities_QL: Array, targets_QL: Array) -> tuple[Array, Array]:
         raise ValueError(
             f"similarities {similarities_QL.shape} and targets {targets_QL.shape} must have one shape [Q, L]"
         )
-    # The barrier keeps XLA from folding running counts of targets that are known when it compiles, which
-    # takes it minutes at 2048 x 2048.
-    positive_QL = jax.lax.optimization_barrier(targets_QL > 0)
-    return similarities_QL.astype(jnp.promote_types(similarities_QL.dtype, jnp.float32)), positive_QL
-
-
-def _draw_positive(positive_QL: Array, key: Array | None) -> Array:
-    """Marks one True of each row, drawn uniformly (the first without a key); none in a row that has none."""
-    # One random number a row and a running count: a random number for every pair costs twice as much.
-    count_QL = jnp.cumsum(positive_QL, axis=1, dtype=jnp.int32)
-    total_Q = count_QL[:, -1]
-    if key is None:
-        rank_Q = jnp.zeros_like(total_Q)
-    else:
-        rank_Q = jax.random.randint(key, total_Q.shape, 0, jnp.maximum(total_Q, 1))
-    return positive_QL & (count_QL == rank_Q[:, None] + 1)
-
-
-def _pick(values_QL: Array, drawn_QL: Array) -> Array:
-    """Returns each row's marked value [Q], 0 in a row without a mark."""
-    return jnp.where(drawn_QL, values_QL, 0).sum(axis=1)
-
-
-def _hardest_negatives(similarities_QL: Array, positive_QL: Array, k: int) -> tuple[Array, Array]:
-    """Returns the columns of each row's k highest negatives, and which are real: a row may have fewer."""
-    masked_QL = jnp.where(positive_QL, -jnp.inf, jax.lax.stop_gradient(similarities_QL))
-    values_QK, ids_QK = jax.lax.top_k(masked_QL, min(k, masked_QL.shape[1]))
-    return ids_QK, values_QK != -jnp.inf
-
-
-def _take(values_QL: Array, ids_QK: Array, valid_QK: Array) -> Array:
-    """Returns the values at `ids_QK`, 0 where not valid."""
-    return jnp.where(valid_QK, jnp.take_along_axis(values_QL, ids_QK, axis=1), 0)
-
-
-def _masked_softmax(logits_QK: Array, mask_QK: Array) -> Array:
-    """Softmax over the masked entries of each row; 0 elsewhere, and everywhere in a row without any."""
-    highest_Q1 = jax.lax.stop_gradient(
-        jnp.max(logits_QK, axis=1, keepdims=True, where=mask_QK, initial=-jnp.inf)
-    )
-    # The inner `where` keeps exp finite where its gradient is thrown away: 0 * inf would be NaN.
-    shifted_QK = jnp.where(mask_QK, logits_QK - highest_Q1, 0)
-    exp_QK = jnp.where(mask_QK, jnp.exp(shifted_QK), 0)
-    total_Q1 = exp_QK.sum(axis=1, keepdims=True)
-    return exp_QK / jnp.where(total_Q1 > 0, total_Q1, 1)
-
-
-def _mean_of_nonzero(values: Array) -> Array:
-    """Mean over the non-zero entries, 0 where there is none (PRIME's public code divides 0 by 0)."""
-    return values.sum() / jnp.maximum((values != 0).sum(), 1)
-
-
-def _mean_of_positives(losses_QL: Array, positive_QL: Array) -> Array:
-    """Returns each row's mean over its positives [Q], 0 in a row without any."""
-    return jnp.where(positive_QL, losses_QL, 0).sum(axis=1) / jnp.maximum(positive_QL.sum(axis=1), 1)
+    return loss_terms.in_float32(similarities_QL), loss_terms.is_positive(targets_QL)

@@ -31,7 +31,14 @@ from vixml_jax.errors import UserError
 # Of a run, what does not change what its figures mean: found by `tables --collect` all the same.
 ANYHOW = (
     *("dataset.dir", "dataset.cache_dir", "mesh.", "checkpoint.", "eval."),
-    *("train.log_every", "train.row_length", "text.remat", "text.vocab_size", "vision.batch_size"),
+    *(
+        "train.log_every",
+        "train.row_length",
+        "train.chunk_rows",
+        "text.remat",
+        "text.vocab_size",
+        "vision.batch_size",
+    ),
     *("retrieval.kind", "retrieval.target_recall", "retrieval.k"),
 )
 # Fields that name weights: a local copy of the same name will do.

@@ -125,6 +125,7 @@ def train_on(
         state,
         config.train.seed,
         tuple(config.text.dims),
+        config.train.chunk_rows,
     )
     data = training_data(run)
     step = int(state.step)
@@ -148,6 +149,7 @@ def train_on(
                 seed=config.train.seed,
                 epoch=epoch,
                 start=step - epoch * steps_per_epoch,
+                chunk_rows=config.train.chunk_rows,
             )
             meter = Meter(tracker, progress, config.train.log_every, config.train.batch_size, lr_at)
             with preemption.put_off() as is_preempted:

@@ -11,14 +11,13 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from vixml_jax import losses
+from vixml_jax import global_batch, loss_terms, row_tables
+from vixml_jax.loss_terms import Loss
 from vixml_jax.models.dual_encoder import DualEncoder
 from vixml_jax.models.two_tower import l2_normalize
 from vixml_jax.train_state import TrainState, shardings_of
 from vixml_jax.types import Batch
 
-# (model, query x label embedding, query x label text, targets, key) -> scalar
-Loss = Callable[[DualEncoder, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 Step = Callable[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -37,43 +36,15 @@ def make_loss(
     "prime" is PRIME's sum of terms. Any other loss is taken on the label embedding that inference uses (the
     prototype, DEXA's sum, or the label's text alone).
     """
-
-    triplet = {
-        "k": negatives,
-        "margin_min": margin_min,
-        "margin_max": margin_max,
-        "temperature": temperature,
+    triplets = loss_terms.Triplets(negatives, margin_min, margin_max, temperature)
+    table: dict[str, Callable[[], Loss]] = {
+        "prime": lambda: loss_terms.prime(triplets, reg_weight, reg_margin),
+        "triplet": lambda: loss_terms.triplet(triplets),
+        "info_nce": lambda: loss_terms.info_nce(temperature, symmetric=True),
+        "decoupled_softmax": lambda: loss_terms.decoupled_softmax(temperature),
+        "sigmoid": loss_terms.sigmoid,
     }
-
-    def prime_loss(
-        _: DualEncoder, labels_QL: jax.Array, texts_QL: jax.Array, targets_QL: jax.Array, key: jax.Array
-    ) -> jax.Array:
-        return losses.prime(
-            texts_QL,
-            targets_QL,
-            prototype_similarities_QL=labels_QL,
-            key=key,
-            reg_weight=reg_weight,
-            reg_margin=reg_margin,
-            **triplet,
-        )
-
-    table: dict[str, Loss] = {
-        "prime": prime_loss,
-        "triplet": lambda _, labels_QL, __, targets_QL, key: losses.triplet(
-            labels_QL, targets_QL, key=key, **triplet
-        ),
-        "info_nce": lambda _, labels_QL, __, targets_QL, ___: losses.info_nce(
-            labels_QL, targets_QL, temperature=temperature
-        ),
-        "decoupled_softmax": lambda _, labels_QL, __, targets_QL, ___: losses.decoupled_softmax(
-            labels_QL, targets_QL, temperature=temperature
-        ),
-        "sigmoid": lambda model, labels_QL, __, targets_QL, ___: losses.sigmoid(
-            labels_QL, targets_QL, *model.pair_logits()
-        ),
-    }
-    return table[name]
+    return table[name]()
 
 
 def compile_step(
@@ -83,6 +54,7 @@ def compile_step(
     state: TrainState,
     seed: int,
     dims: Sequence[int] = (),
+    chunk_rows: int = 0,
 ) -> Step:
     """Jits the step: the state is donated and comes back with the shardings that it has now.
 
@@ -95,6 +67,7 @@ def compile_step(
       dims: the loss is the mean of that on the first d dimensions of all embeddings, for each d of these, so
         that prefixes can be searched (Kusupati et al., Matryoshka Representation Learning, NeurIPS 2022,
         equation 1 with equal weights); () for all dimensions alone.
+      chunk_rows: packed rows of a device that the tower computes at a time, see TwoTower; 0 for all.
     """
 
     def step(state: TrainState, frozen: nnx.State, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -102,44 +75,47 @@ def compile_step(
         dropout_key, loss_key = jax.random.split(key)
         tables = state.tables
         batch_size = batch.query_rows.shape[0]
-        targets_QL = jnp.asarray(batch.targets)
+        query_rows, label_ids = jnp.asarray(batch.query_rows), jnp.asarray(batch.label_ids)
+        targets_QL, targets_LQ = jnp.asarray(batch.targets), jnp.asarray(batch.label_targets)
 
         def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             model = nnx.merge(graphdef, params, frozen)
-            pooled = model.embed(batch.tokens, 2 * batch_size)
+            pooled = model.embed(batch.tokens, 2 * batch_size, chunk_rows)
             queries_QE = l2_normalize(pooled[:batch_size])
             texts_LE = pooled[batch_size:]
             labels_LE = model.label_embeddings(
                 texts_LE,
-                tables.label_clusters[batch.label_ids],
-                tables.centroids[batch.label_ids],
+                row_tables.lookup(tables.label_clusters, label_ids),
+                row_tables.lookup(tables.centroids, label_ids),
                 dropout_key=dropout_key,
             )
-            labels_QL = queries_QE @ labels_LE.T
 
-            def at(dim: int) -> jax.Array:
+            def at(dim: int) -> tuple[jax.Array, jax.Array]:
                 queries_QD, labels_LD, texts_LD = (
                     l2_normalize(x[:, :dim]) for x in (queries_QE, labels_LE, texts_LE)
                 )
-                return loss(model, queries_QD @ labels_LD.T, queries_QD @ texts_LD.T, targets_QL, loss_key)
+                return global_batch.value(
+                    loss,
+                    queries_QD,
+                    labels_LD,
+                    texts_LD,
+                    targets_QL,
+                    targets_LQ,
+                    loss_key,
+                    model.pair_logits(),
+                )
 
-            if dims:
-                value = jnp.mean(jnp.stack([at(dim) for dim in dims]))
-            else:
-                texts_QL = queries_QE @ l2_normalize(texts_LE).T
-                value = loss(model, labels_QL, texts_QL, targets_QL, loss_key)
-            return value, (queries_QE, labels_QL)
+            values, violators = zip(*map(at, dims or (queries_QE.shape[1],)), strict=True)
+            return jnp.mean(jnp.stack(values)), (queries_QE, violators[-1])
 
-        (value, (queries_QE, similarities_QL)), grads = jax.value_and_grad(objective, has_aux=True)(
-            state.params
-        )
+        (value, (queries_QE, violators)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         # A query may stand twice in a batch that was filled up: both rows hold its embedding.
-        gathered = tables.query_embeddings.at[batch.query_rows].set(queries_QE.astype(jnp.float32))
+        gathered = row_tables.write(tables.query_embeddings, query_rows, queries_QE.astype(jnp.float32))
         figures = {
             "train/loss": value,
             "train/grad_norm": optax.tree.norm(grads),
-            "train/violators": losses.violation_rate(similarities_QL, targets_QL),
+            "train/violators": violators,
         }
         state = TrainState(
             step=state.step + 1,

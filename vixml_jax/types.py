@@ -57,9 +57,11 @@ class Batch:
       query_rows: int32 [B]; rows of the training split.
       label_ids: int32 [B]; the sampled positive of each query, 0 where the query has none.
       targets: uint8 [B, B]; 1 where the label of slot j is relevant to query i.
+      label_targets: uint8 [B, B]; the same with a row for each slot: split by rows, either is at hand whole.
     """
 
     tokens: PackedTokens
     query_rows: jax.Array | np.ndarray
     label_ids: jax.Array | np.ndarray
     targets: jax.Array | np.ndarray
+    label_targets: jax.Array | np.ndarray

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +14,13 @@ from jax.sharding import PartitionSpec as P
 
 from vixml_jax import sharding
 from vixml_jax.data import packing
-from vixml_jax.models import hub
+from vixml_jax.models import chunks, hub
+from vixml_jax.models.pooling import pool
 from vixml_jax.models.two_tower import (
     TwoTower,
     image_projection,
     into_slots,
     l2_normalize,
-    pool,
     standardised_projection,
 )
 
@@ -209,3 +211,55 @@ def test_images_of_a_shard_fill_its_slots_on_every_mesh(mesh, seed):
     expected = np.zeros_like(images)
     np.add.at(expected, index, weights)
     np.testing.assert_allclose(gradient, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("pixels", [False, True], ids=["embeddings", "pixels"])
+def test_chunks_of_rows_change_nothing(mesh, pixels, seed):
+    """Embeddings and gradients, with pictures, be these embedded or the pixels of a tower that trains."""
+    rng = np.random.default_rng(seed)
+    shards, size = sharding.num_row_shards(mesh), 32
+    vision = hub.random_tower(hub.presets.VISION["siglip-tiny"]) if pixels else None
+    width = size * size * 3 if pixels else IMAGE_DIM
+    text = hub.random_tower(hub.presets.TEXT["bert-tiny"])
+    projection = image_projection(32 if pixels else IMAGE_DIM, text.dim, rngs=nnx.Rngs(1))
+    tower = TwoTower(text, projection, vision=vision)
+    counts = rng.integers(0, 3, 64)
+    lengths = rng.integers(1, 8, 64)
+    sequences = packing.assemble(
+        rng.integers(5, 60, lengths.sum()).astype(np.int32),
+        lengths,
+        packing.Template(),
+        rng.normal(size=(64, 2, width)).astype(np.float32),
+        np.arange(2) < counts[:, None],
+    )
+    multiples = {"shards": shards, "row_multiple": 4, "image_multiple": 4}
+    tokens = jax.tree.map(
+        lambda x: jax.device_put(x, sharding.rows(mesh)), packing.pack(sequences, 16, **multiples)
+    )
+    weights = rng.normal(size=(64, text.dim)).astype(np.float32)
+    graphdef, params = nnx.split(tower)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def gradients_and_value(params, chunk_rows):
+        def weighted(params):
+            embedded = nnx.merge(graphdef, params)(tokens, 64, chunk_rows)
+            return jnp.sum(embedded * weights), embedded
+
+        return jax.grad(weighted, has_aux=True)(params)
+
+    expected_gradients, expected = gradients_and_value(params, 0)
+    gradients, found = gradients_and_value(params, 4)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    for gradient, reference in zip(
+        jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients), strict=True
+    ):
+        scale = float(np.abs(reference).max())
+        np.testing.assert_allclose(gradient, reference, atol=1e-4 * scale + 1e-6)
+
+
+def test_rows_that_chunks_do_not_divide_are_refused(single_mesh):
+    with pytest.raises(ValueError, match="6 rows on 1 devices are no multiple of 4 each"):
+        chunks.cut(jnp.zeros((6, 2)), 4)
+    assert chunks.cut(jnp.zeros((4, 2)), 4) is None
+    parts = chunks.cut(jnp.arange(12).reshape(6, 2), 2)
+    np.testing.assert_array_equal(chunks.join(parts), np.arange(12).reshape(6, 2))

@@ -118,12 +118,13 @@ class EpochSource:
             data.queries.take(rows[queries], keep_2B[0, queries]),
             data.labels.take(label_ids[labels], keep_2B[1, labels]),
         )
-        own_rows = rows.reshape(plan.shards, -1)[list(self._held)].ravel()
+        own = np.arange(size).reshape(plan.shards, -1)[list(self._held)].ravel()
         return Batch(
             tokens=packing.lay_out(sequences, items, plan, self._held),
             query_rows=rows.astype(np.int32),
             label_ids=label_ids.astype(np.int32),
-            targets=label_matrix.relevance(data.targets, own_rows, positives),
+            targets=label_matrix.relevance(data.targets, rows[own], positives),
+            label_targets=np.ascontiguousarray(label_matrix.relevance(data.targets, rows, positives[own]).T),
         )
 
 
@@ -154,8 +155,12 @@ def train_batches(
     seed: int,
     epoch: int,
     start: int = 0,
+    chunk_rows: int = 0,
 ) -> Iterator[Batch]:
-    """Yields the epoch's batches from number `start` on, placed on the mesh."""
+    """Yields the epoch's batches from number `start` on, placed on the mesh.
+
+    Rows and pictures of a device come as a multiple of `chunk_rows`, where that is not 0.
+    """
     shards = sharding.num_row_shards(mesh)
     rows, images = usual_size(data, batch_size)
     source = EpochSource(
@@ -166,8 +171,8 @@ def train_batches(
         epoch=epoch,
         shards=shards,
         held=sharding.local_row_shards(mesh),
-        row_multiple=bucket(rows / shards),
-        image_multiple=bucket(images / shards),
+        row_multiple=sharding.round_up(bucket(rows / shards), chunk_rows or 1),
+        image_multiple=sharding.round_up(bucket(images / shards), chunk_rows or 1),
     )
     dataset = grain.MapDataset.source(source).slice(slice(start, None))
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
@@ -231,6 +236,7 @@ def place(batch: Batch, mesh: Mesh) -> Batch:
         query_rows=sharding.put(np.asarray(batch.query_rows), rows),
         label_ids=sharding.put(np.asarray(batch.label_ids), rows),
         targets=sharding.from_local_rows(np.asarray(batch.targets), mesh),
+        label_targets=sharding.from_local_rows(np.asarray(batch.label_targets), mesh),
     )
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vixml_jax import row_tables
 from vixml_jax.models.prototypes import PrimeHead
 from vixml_jax.models.two_tower import TwoTower, l2_normalize
 from vixml_jax.types import PackedTokens
@@ -36,15 +37,15 @@ class DualEncoder(nnx.Module):
         self.log_scale = nnx.data(nnx.Param(jnp.log(10.0)) if learned_logits else None)
         self.logit_bias = nnx.data(nnx.Param(jnp.array(-10.0)) if learned_logits else None)
 
-    def pair_logits(self) -> tuple[jax.Array, jax.Array]:
-        """Returns the sigmoid loss's learned scale and bias (float32 scalars)."""
+    def pair_logits(self) -> tuple[jax.Array, jax.Array] | None:
+        """Returns the sigmoid loss's learned scale and bias, float32 scalars; None where it has none."""
         if self.log_scale is None or self.logit_bias is None:
-            raise ValueError("this model was built without learned_logits")
+            return None
         return jnp.exp(self.log_scale[...]), self.logit_bias[...]
 
-    def embed(self, tokens: PackedTokens, num_items: int) -> jax.Array:
-        """Returns the pooled embeddings of packed items, float32 [num_items, D], not normalised."""
-        return self.tower(tokens, num_items)
+    def embed(self, tokens: PackedTokens, num_items: int, chunk_rows: int = 0) -> jax.Array:
+        """Returns pooled embeddings of packed items, see TwoTower: float32 [num_items, D], not normalised."""
+        return self.tower(tokens, num_items, chunk_rows)
 
     def label_embeddings(
         self,
@@ -64,7 +65,7 @@ class DualEncoder(nnx.Module):
         """
         if self.free_vectors is None:
             return l2_normalize(texts_LD)
-        vectors_LD = self.free_vectors[...][clusters_L]
+        vectors_LD = row_tables.lookup(self.free_vectors[...], jnp.asarray(clusters_L))
         if self.head is None:
             return l2_normalize(texts_LD + vectors_LD)
         return l2_normalize(self.head(texts_LD, vectors_LD, centroids_LD, dropout_key=dropout_key))

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vixml_jax.models.pooling import pool
 from vixml_jax.models.set_layer import SetLayer
-from vixml_jax.models.two_tower import TwoTower, into_slots, pool
+from vixml_jax.models.two_tower import TwoTower, into_slots
 from vixml_jax.types import PackedTokens
 
 
@@ -72,11 +73,11 @@ class LateFusionTower(TwoTower):
         self.fusion = fusion
         self.max_images = max_images
 
-    def __call__(self, tokens: PackedTokens, num_items: int) -> jax.Array:
+    def __call__(self, tokens: PackedTokens, num_items: int, chunk_rows: int = 0) -> jax.Array:
         """Embeds packed items; see TwoTower."""
         item_index_RT = jnp.asarray(tokens.item_index)
         if tokens.image_index is None or tokens.images is None:
-            text_ND = super().__call__(tokens, num_items)
+            text_ND = super().__call__(tokens, num_items, chunk_rows)
             nothing_NID = jnp.zeros((num_items, 0, self.dim), text_ND.dtype)
             return self.fusion(text_ND, nothing_NID, jnp.zeros((num_items, 0), bool))
         image_index_RT = jnp.asarray(tokens.image_index)
@@ -88,8 +89,8 @@ class LateFusionTower(TwoTower):
             image_index=None,
             images=None,
         )
-        text_ND = super().__call__(text, num_items)
-        images_MD = self._projected(tokens.images)
+        text_ND = super().__call__(text, num_items, chunk_rows)
+        images_MD = self._projected(tokens.images, chunk_rows)
         slots_RTD = into_slots(images_MD, image_index_RT, tokens.image_shards)
         places_RT = image_places(image_index_RT, item_index_RT, num_items, self.max_images)
         # Of a place that one slot fills at most the mean is that slot.

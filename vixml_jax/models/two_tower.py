@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from vixml_jax import sharding
+from vixml_jax.models import chunks, pooling
 from vixml_jax.models.layers import Linear, constrain
 from vixml_jax.models.text_tower import TextTower
 from vixml_jax.models.vision import VisionTower
@@ -69,49 +72,6 @@ def standardised_projection(
     return kernel_VD.astype(np.float32), (-mean_V @ kernel_VD).astype(np.float32)
 
 
-def pool(hidden_RTD: jax.Array, item_index_RT: jax.Array, num_items: int, pooling: str) -> jax.Array:
-    """Pools each item's slots.
-
-    Args:
-      hidden_RTD: hidden states.
-      item_index_RT: int32, the item of each slot, `num_items` for padding; an item's slots are contiguous.
-      num_items: N.
-      pooling: "mean" over all of an item's slots, or "last", its last slot.
-
-    Returns:
-      float32 [N, D]; zero for an item without slots.
-    """
-    R, _, D = hidden_RTD.shape
-    taken_RT = item_index_RT < num_items
-    if pooling == "last":
-        following_RT = jnp.pad(item_index_RT[:, 1:], ((0, 0), (0, 1)), constant_values=num_items)
-        taken_RT &= item_index_RT != following_RT
-    index_RT = jnp.where(taken_RT, item_index_RT, num_items)
-
-    def sums(hidden: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        hidden, index = hidden.reshape(-1, D).astype(jnp.float32), index.reshape(-1)
-        total_ND = jnp.zeros((num_items, D), jnp.float32).at[index].add(hidden, mode="drop")
-        count_N = jnp.zeros((num_items,), jnp.float32).at[index].add(1.0, mode="drop")
-        return total_ND, count_N
-
-    shards = sharding.row_shards()
-    if shards == 1 or R % shards or num_items % shards:
-        total_ND, count_N = sums(hidden_RTD, index_RT)
-    else:
-        # Each device sums its own rows, then the sums are scattered: what travels is [N, D], never slots.
-        def local(hidden: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-            scatter = lambda x: jax.lax.psum_scatter(x, sharding.ROWS, tiled=True)  # noqa: E731
-            total, count = sums(hidden, index)
-            return scatter(total), scatter(count)
-
-        total_ND, count_N = jax.shard_map(
-            local,
-            in_specs=(P(sharding.ROWS, None, None), P(sharding.ROWS, None)),
-            out_specs=(P(sharding.ROWS, None), P(sharding.ROWS)),
-        )(hidden_RTD, index_RT)
-    return total_ND / jnp.maximum(count_N, 1.0)[:, None]
-
-
 def into_slots(images_MD: jax.Array, index_RT: jax.Array, image_shards: int) -> jax.Array:
     """Looks up the image of each slot, [R, T, D]; a slot of index -1 gets some image.
 
@@ -164,41 +124,69 @@ class TwoTower(nnx.Module):
         """Size of an embedding."""
         return self.text.dim
 
-    def __call__(self, tokens: PackedTokens, num_items: int) -> jax.Array:
+    def __call__(self, tokens: PackedTokens, num_items: int, chunk_rows: int = 0) -> jax.Array:
         """Embeds packed items.
 
         Args:
           tokens: rows of slots.
           num_items: N; a static number.
+          chunk_rows: rows of a device that are computed at a time, and again on the way back, so that memory
+            is for the activations of so many; 0 for all at once. Pixels go through a vision tower that trains
+            so many pictures at a time.
 
         Returns:
           float32 [N, D], not normalised; zero for an item without slots.
 
         Raises:
-          ValueError: if there are images and no projection.
+          ValueError: if there are images and no projection, or if a device's rows are no multiple of
+            `chunk_rows`.
         """
-        inputs_RTD = self.text.embed_tokens(jnp.asarray(tokens.token_ids))
+        images_MD = None
         if tokens.images is not None and tokens.image_index is not None and tokens.images.shape[0]:
             # Projected once per image: there are far fewer images than slots.
-            images_MD = self._projected(tokens.images)
+            images_MD = self._projected(tokens.images, chunk_rows)
+
+        def hidden(rows: PackedTokens) -> jax.Array:
+            return self._hidden(dataclasses.replace(rows, images=images_MD))
+
+        rows = dataclasses.replace(tokens, images=None)
+        sums = pooling.zeros(num_items, self.dim, rows.token_ids.shape[0])
+        parts = chunks.cut(rows, chunk_rows)
+        if parts is None:
+            return pooling.means(pooling.add(sums, hidden(rows), rows.item_index, self.pooling))
+        again = jax.checkpoint(hidden, prevent_cse=False)
+
+        def add(sums: pooling.Sums, rows: PackedTokens) -> tuple[pooling.Sums, None]:
+            return pooling.add(sums, again(rows), rows.item_index, self.pooling), None
+
+        return pooling.means(jax.lax.scan(add, sums, parts)[0])
+
+    def _hidden(self, tokens: PackedTokens) -> jax.Array:
+        """Hidden states of rows, whose images are projected already, [R, T, D]."""
+        inputs_RTD = self.text.embed_tokens(jnp.asarray(tokens.token_ids))
+        if tokens.images is not None:
             index_RT = jnp.asarray(tokens.image_index)
-            slots_RTD = into_slots(images_MD, index_RT, tokens.image_shards)
+            slots_RTD = into_slots(jnp.asarray(tokens.images), index_RT, tokens.image_shards)
             inputs_RTD = jnp.where(index_RT[..., None] >= 0, slots_RTD.astype(inputs_RTD.dtype), inputs_RTD)
         inputs_RTD = constrain(inputs_RTD, "batch", "length", None)
-        hidden_RTD = self.text.encode(
-            inputs_RTD, jnp.asarray(tokens.segment_ids), jnp.asarray(tokens.positions)
-        )
-        return pool(hidden_RTD, jnp.asarray(tokens.item_index), num_items, self.pooling)
+        return self.text.encode(inputs_RTD, jnp.asarray(tokens.segment_ids), jnp.asarray(tokens.positions))
 
-    def _projected(self, images: jax.Array | np.ndarray) -> jax.Array:
+    def _projected(self, images: jax.Array | np.ndarray, chunk_rows: int) -> jax.Array:
         """Images in the text tower's input space, [M, D]."""
         if self.image_projection is None:
             raise ValueError("the items have images, but the model has no image projection")
-        return self.image_projection(self._features(images))
+        return self.image_projection(self._features(images, chunk_rows))
 
-    def _features(self, images: jax.Array | np.ndarray) -> jax.Array:
+    def _features(self, images: jax.Array | np.ndarray, chunk_rows: int) -> jax.Array:
         """The embeddings of images by the vision tower, [M, V]."""
-        if self.vision is None:
+        if (vision := self.vision) is None:
             return jnp.asarray(images)
-        size = self.vision.config.image_size
-        return self.vision.embed(jnp.asarray(images).reshape(-1, size, size, 3))
+        size = vision.config.image_size
+
+        def embed(images: jax.Array) -> jax.Array:
+            return vision.embed(images.reshape(-1, size, size, 3))
+
+        parts = chunks.cut(jnp.asarray(images), chunk_rows)
+        if parts is None:
+            return embed(jnp.asarray(images))
+        return chunks.join(jax.lax.map(jax.checkpoint(embed, prevent_cse=False), parts))
