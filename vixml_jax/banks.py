@@ -25,6 +25,7 @@ from vixml_jax.data.tokenizer import SEP, Tokenizer
 from vixml_jax.errors import UserError
 from vixml_jax.models import hub
 from vixml_jax.models.encoder import EncoderConfig
+from vixml_jax.models.vision import VisionTower
 
 SPLITS = ("train", "test", "labels")
 
@@ -175,7 +176,7 @@ def item_bank(
         split.text_of(fields), tokenizer, config.text.max_tokens, cache, [*key, *fields]
     )
     images = picture_bank(config, split, cache, name) if config.vision.images else None
-    return ItemBank(tokens, template, images, config.vision.images)
+    return ItemBank(tokens, template, images, config.vision.images, config.vision.tokens)
 
 
 def picture_bank(config: ConfigDict, split: Split, cache: Path, name: str) -> image_bank.ImageBank:
@@ -207,7 +208,7 @@ def pictures_in_memory(
     Args:
       config: the run's config.
       images: the pictures of every item.
-      dim: size of the embeddings that the run was trained on.
+      dim: size of an embedding that the run was trained on.
 
     Raises:
       UserError: if these came with the dataset, and the config's tower gives others.
@@ -240,18 +241,25 @@ def vision_tower(config: ConfigDict) -> image_bank.FrozenTower:
         size = config.vision.batch_size
         return image_bank.FrozenTower(flat, vision.preprocessing, dim, size, {"pixels": True})
     with sharding.ensure() as mesh:
-        return _vision_tower(name, dtype, config.vision.batch_size, mesh)
+        return _vision_tower(name, dtype, config.vision.tokens, config.vision.batch_size, mesh)
 
 
 @functools.lru_cache(maxsize=1)
-def _vision_tower(name: str, dtype: str, batch_size: int, mesh: Mesh) -> image_bank.FrozenTower:
+def _vision_tower(name: str, dtype: str, tokens: int, batch_size: int, mesh: Mesh) -> image_bank.FrozenTower:
     vision = hub.vision_config(name)
+    if (most := (vision.image_size // vision.patch_size) ** 2) < tokens:
+        raise UserError(
+            f"config.vision.tokens={tokens}, but {name} cuts a picture into {most} patches", fix="give fewer"
+        )
 
     @functools.cache
     def load() -> Callable[[np.ndarray], jax.Array]:
         tower = hub.load_vision_tower(name, dtype, param_dtype=dtype)
-        embed = jax.jit(lambda tower, pixels: tower.embed(pixels), out_shardings=sharding.replicated(mesh))
-        return functools.partial(embed, tower)
+
+        def embed(tower: VisionTower, pixels: jax.Array) -> jax.Array:
+            return tower.embed_tokens(pixels, tokens).reshape(len(pixels), -1)
+
+        return functools.partial(jax.jit(embed, out_shardings=sharding.replicated(mesh)), tower)
 
     def embed(pixels: np.ndarray) -> jax.Array:
         # A few new pictures need not divide by the number of devices.
@@ -260,12 +268,16 @@ def _vision_tower(name: str, dtype: str, batch_size: int, mesh: Mesh) -> image_b
             where = sharding.rows(mesh, 4) if is_split else sharding.replicated(mesh)
             return load()(jax.device_put(pixels, where))
 
+    shape = hub.tower_config_to_json(vision)
+    made_from = {"weights": tower_fingerprint(name), "shape": shape, "dtype": dtype}
+    if tokens > 1:
+        made_from["tokens"] = tokens
     return image_bank.FrozenTower(
         embed,
         vision.preprocessing,
-        vision.dim,
+        vision.dim * tokens,
         sharding.round_up(batch_size, sharding.num_row_shards(mesh)),
-        {"weights": tower_fingerprint(name), "shape": hub.tower_config_to_json(vision), "dtype": dtype},
+        made_from,
     )
 
 

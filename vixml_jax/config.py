@@ -76,6 +76,9 @@ def base() -> ConfigDict:
     vision.lora_rank = 16
     vision.lora_alpha = 16.0  # the adapters' addition is multiplied by alpha / sqrt(rank)
     vision.images = 0  # pictures used of each item; 0 = text only
+    vision.tokens = (
+        1  # slots of a picture: 1 = the tower's own pooling; 4, 9, ... = means over a grid of patches
+    )
     vision.fusion = "early"  # pictures are slots of the text tower's input, or "late": they join its output
     vision.drop_images = (
         0.0  # chance that a training item comes without its pictures: serves items without any
@@ -295,6 +298,15 @@ def validate(config: ConfigDict) -> None:
             f"config.vision.precomputed with config.vision.train={config.vision.train!r}",
             fix="a tower can only be trained on pictures: give one or the other",
         )
+    tokens = config.vision.tokens
+    if tokens < 1 or math.isqrt(tokens) ** 2 != tokens:
+        raise UserError(f"config.vision.tokens={tokens}", fix="give a square number: 1, 4, 9, ...")
+    if tokens > 1 and (config.vision.precomputed or config.vision.train != "none"):
+        other = "precomputed" if config.vision.precomputed else f"train={config.vision.train!r}"
+        raise UserError(
+            f"config.vision.tokens={tokens} with config.vision.{other}",
+            fix="several tokens of a picture come from a frozen tower's patches: give tokens=1",
+        )
     if not 0 <= config.vision.drop_images < 1:
         raise UserError(
             f"config.vision.drop_images={config.vision.drop_images}", fix="give a share from 0 up to below 1"
@@ -330,7 +342,7 @@ def validate(config: ConfigDict) -> None:
 
 def longest_item(config: ConfigDict) -> int:
     """Returns how many slots an item has at most, its prompt left out."""
-    return config.text.max_tokens + config.vision.images
+    return config.text.max_tokens + config.vision.images * config.vision.tokens
 
 
 def get(config: ConfigDict, dotted: str) -> Any:

@@ -166,7 +166,7 @@ def create(
         dataset=dataset,
         dtype=config.text.dtype,
         remat=config.text.remat,
-        late_images=config.vision.images if config.vision.fusion == "late" else 0,
+        late_images=config.vision.images * config.vision.tokens if config.vision.fusion == "late" else 0,
     )
     model = _assemble(spec, text, config.train.seed, vision)
     if image_features is not None:

@@ -381,7 +381,8 @@ class XmcModel:
         image_bank = None
         if self.uses_images and images is not None:
             image_bank = banks_lib.pictures_in_memory(model.config, images, model.spec.image_dim)
-        bank = ItemBank(tokens, template, image_bank, model.config.vision.images if image_bank else 0)
+        vision = model.config.vision
+        bank = ItemBank(tokens, template, image_bank, vision.images if image_bank else 0, vision.tokens)
         with sharding.use(self._mesh):
             return self._embedder.pooled(model.params, model.frozen, bank, title)
 

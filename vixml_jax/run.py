@@ -126,6 +126,7 @@ def start(config: ConfigDict, dataset: XmcDataset, workdir: Path, mesh: Mesh) ->
     features = None
     if banks.train.images is not None and banks.labels.images is not None:
         features = _feature_sample([banks.train.images, banks.labels.images], config.train.seed)
+        features = features.reshape(-1, features.shape[1] // config.vision.tokens)
         if len(features) < 2:
             raise UserError(
                 f"config.vision.images={config.vision.images}, but the dataset has no pictures",

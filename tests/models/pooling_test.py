@@ -213,8 +213,15 @@ def test_images_of_a_shard_fill_its_slots_on_every_mesh(mesh, seed):
     np.testing.assert_allclose(gradient, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("pixels", [False, True], ids=["embeddings", "pixels"])
-def test_chunks_of_rows_change_nothing(mesh, pixels, seed):
+def test_chunks_of_rows_change_nothing(mesh, seed):
+    check_chunks(mesh, False, seed)
+
+
+def test_chunks_of_pixels_change_nothing(single_mesh, seed):
+    check_chunks(single_mesh, True, seed)
+
+
+def check_chunks(mesh, pixels, seed):
     """Embeddings and gradients, with pictures, be these embedded or the pixels of a tower that trains."""
     rng = np.random.default_rng(seed)
     shards, size = sharding.num_row_shards(mesh), 32
@@ -250,11 +257,12 @@ def test_chunks_of_rows_change_nothing(mesh, pixels, seed):
     expected_gradients, expected = gradients_and_value(params, 0)
     gradients, found = gradients_and_value(params, 4)
     np.testing.assert_allclose(found, expected, atol=2e-5)
+    # Some gradients, as of a key's bias, are 0 but for rounding.
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected_gradients))
     for gradient, reference in zip(
         jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients), strict=True
     ):
-        scale = float(np.abs(reference).max())
-        np.testing.assert_allclose(gradient, reference, atol=1e-4 * scale + 1e-6)
+        np.testing.assert_allclose(gradient, reference, atol=1e-5 * scale)
 
 
 def test_rows_that_chunks_do_not_divide_are_refused(single_mesh):

@@ -290,3 +290,24 @@ def test_a_class_pool_needs_a_class_token(single_mesh):
     config = dataclasses.replace(presets.vision_preset("vit-tiny"), pool="cls")
     with pytest.raises(ValueError, match="class_token=False"):
         VisionTower(config, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls", "map"])
+def test_tokens_are_means_over_cells_of_patches(single_mesh, seed, pool):
+    """Held against a loop over cells; 8 x 8 patches do not divide by 3, so that cells overlap by a row."""
+    config = dataclasses.replace(
+        presets.vision_preset("vit-tiny"), dim=16, num_heads=2, mlp_dim=16, num_layers=1, pool=pool,
+        class_token=pool == "cls",
+    )  # fmt: skip
+    tower = hub.random_tower(config, seed=seed)
+    pixels = np.random.default_rng(seed).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    finest = np.asarray(jax.jit(lambda x: tower.embed_tokens(x, 64))(pixels)).reshape(2, 8, 8, 16)
+    tokens = np.asarray(jax.jit(lambda x: tower.embed_tokens(x, 9))(pixels))
+    for row, (top, bottom) in enumerate([(0, 3), (2, 6), (5, 8)]):
+        for column, (left, right) in enumerate([(0, 3), (2, 6), (5, 8)]):
+            expected = finest[:, top:bottom, left:right].mean(axis=(1, 2))
+            np.testing.assert_allclose(tokens[:, 3 * row + column], expected, atol=1e-5)
+    one = np.asarray(jax.jit(lambda x: tower.embed_tokens(x, 1))(pixels))
+    np.testing.assert_allclose(one[:, 0], tower(pixels), atol=1e-6)
+    if pool == "mean":
+        np.testing.assert_allclose(finest.mean(axis=(1, 2)), one[:, 0], atol=1e-5)

@@ -20,12 +20,14 @@ class ItemBank:
       template: the order of prompt, text and pictures.
       images: embeddings of the pictures, or None for text only.
       max_images: pictures used of an item.
+      image_tokens: slots that a picture takes; a row of `images` is so many embeddings one after the other.
     """
 
     tokens: Ragged
     template: packing.Template = dataclasses.field(default_factory=packing.Template)
     images: ImageBank | None = None
     max_images: int = 0
+    image_tokens: int = 1
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -47,6 +49,10 @@ class ItemBank:
         features, present = self.images.take(rows, self.max_images)
         if keep_images is not None:
             present = present & keep_images[:, None]
+        if (k := self.image_tokens) > 1:
+            num_items, num_images, dim = features.shape
+            features = features.reshape(num_items, num_images * k, dim // k)
+            present = np.repeat(present, k, axis=1)
         return packing.assemble(values, lengths, self.template, features, present)
 
     def slots(self) -> np.ndarray:
@@ -59,7 +65,8 @@ class ItemBank:
         return lengths
 
     def image_counts(self) -> np.ndarray:
-        """Returns how many pictures of every item are used, int64 [N]."""
+        """Returns how many image embeddings, that is slots, the pictures of every item are, int64 [N]."""
         if self.images is None or not self.template.has_images:
             return np.zeros(len(self), np.int64)
-        return (self.images.slots[:, : self.max_images] >= 0).sum(1).astype(np.int64)
+        pictures = (self.images.slots[:, : self.max_images] >= 0).sum(1).astype(np.int64)
+        return pictures * self.image_tokens

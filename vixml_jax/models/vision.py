@@ -8,6 +8,7 @@ token after `post_layernorm`, before the projection into the space it shares wit
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -228,6 +229,39 @@ class VisionTower(nnx.Module):
 
     def embed(self, pixels_BHWC: jax.Array) -> jax.Array:
         """Embeds images of the right size: [B, H, W, 3] -> float32 [B, V]."""
+        x_BTD = self._encode(pixels_BHWC)
+        if self.config.pool == "cls":
+            x_BD = self.final_norm(x_BTD[:, 0])
+        else:
+            x_BTD = self.final_norm(x_BTD)
+            start = int(self.config.class_token)
+            x_BD = jnp.mean(x_BTD[:, start:], axis=1) if self.head is None else self.head(x_BTD)
+        return x_BD.astype(jnp.float32)
+
+    def embed_tokens(self, pixels_BHWC: jax.Array, tokens: int) -> jax.Array:
+        """Embeds images by several tokens, each the mean of the patches in one cell of a square grid.
+
+        Where the patches do not divide, cells overlap by one row or column, as in adaptive average pooling.
+
+        Args:
+          pixels_BHWC: images of the right size.
+          tokens: K, a square number; 1 is `embed`, the tower's own pooling.
+
+        Returns:
+          float32 [B, K, V], cells row by row.
+        """
+        if tokens == 1:
+            return self.embed(pixels_BHWC)[:, None]
+        config = self.config
+        x_BTD = self.final_norm(self._encode(pixels_BHWC))[:, int(config.class_token) :]
+        side = config.image_size // config.patch_size
+        cells_gs = jnp.asarray(cell_weights(side, math.isqrt(tokens)))
+        grid_BssD = x_BTD.astype(jnp.float32).reshape(-1, side, side, self.dim)
+        pooled = jnp.einsum("gs,ht,bstd->bghd", cells_gs, cells_gs, grid_BssD)
+        return pooled.reshape(-1, tokens, self.dim)
+
+    def _encode(self, pixels_BHWC: jax.Array) -> jax.Array:
+        """Hidden states of the class token, where there is one, and the patches, before the final norm."""
         x_BTD = self.patch_embedding(patches(pixels_BHWC, self.config.patch_size))
         if self.class_token is not None:
             token_B1D = jnp.broadcast_to(
@@ -238,20 +272,22 @@ class VisionTower(nnx.Module):
         if self.first_norm is not None:
             x_BTD = self.first_norm(x_BTD)
         x_BTD = constrain(x_BTD, "batch", "length", None)
-        x_BTD = run_layers(self.layers, x_BTD, lambda layer, x, _: layer(x), remat=self.remat)
-        if self.config.pool == "cls":
-            x_BD = self.final_norm(x_BTD[:, 0])
-        else:
-            x_BTD = self.final_norm(x_BTD)
-            start = int(self.config.class_token)
-            x_BD = jnp.mean(x_BTD[:, start:], axis=1) if self.head is None else self.head(x_BTD)
-        return x_BD.astype(jnp.float32)
+        return run_layers(self.layers, x_BTD, lambda layer, x, _: layer(x), remat=self.remat)
 
 
 @jax.jit
 def _embed_pixels(tower: VisionTower, pixels_BHWC: jax.Array) -> jax.Array:
     """Compiled for callers that are not: without it every call would trace the layers again."""
     return tower.embed(pixels_BHWC)
+
+
+def cell_weights(side: int, cells: int) -> np.ndarray:
+    """The share that each of `cells` stretches of a line takes of `side` patches, float32 [cells, side]."""
+    weights = np.zeros((cells, side), np.float32)
+    for cell in range(cells):
+        start, end = cell * side // cells, -(-(cell + 1) * side // cells)
+        weights[cell, start:end] = 1 / (end - start)
+    return weights
 
 
 def patches(pixels_BHWC: jax.Array, size: int) -> jax.Array:
