@@ -29,6 +29,7 @@ LEVELS: dict[int, dict[str, tuple[str, ...]]] = {
                 "evaluate",
                 "export",
                 "index_labels",
+                "plan",
                 "planning",
                 "predict",
                 "prepare",
@@ -80,8 +81,9 @@ MIXES = {JOBS: True, TRAINING: True, PARTS: False, GROUND: True}
 # The face: imports nothing until it is used, and then anything.
 FACE = "__init__"
 # They import no JAX, directly or through others.
-WITHOUT_JAX = ("cli", "config_errors", "config_files", "errors", "files", "metrics", "progress", "ranking",
-               "recipes", "score", "tables", "data.predictions_file", "data.sparse_text")  # fmt: skip
+WITHOUT_JAX = ("cli", "config_errors", "config_files", "errors", "files", "metrics", "plan", "progress",
+               "ranking", "recipes", "score", "tables", "data.predictions_file",
+               "data.sparse_text")  # fmt: skip
 MAY_PRINT = (JOBS, "progress")
 
 BANNED_MODULES = {

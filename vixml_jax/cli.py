@@ -47,6 +47,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "vixml_jax.export",
         "write a Hugging Face directory that transformers and sentence-transformers load",
     ),
+    "plan": (
+        "vixml_jax.plan",
+        "compile ahead of time for a TPU slice or other devices: memory, links, least time",
+    ),
     "tables": ("vixml_jax.tables", "the paper's tables: a command for each row, and what was measured"),
     "metrics": ("vixml_jax.score", "score a prediction file against truth; no model, no accelerator"),
 }

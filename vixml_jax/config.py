@@ -393,14 +393,15 @@ def check_resumable(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
         )
 
 
-def define_config_flag() -> None:
+def define_config_flag(*, workdir: bool = True) -> None:
     """Registers --config=FILE[:arg], with --config.section.field=VALUE overrides, and --workdir."""
     from absl import flags
 
     config_flags.DEFINE_config_file(
         "config", None, "Config file, as in configs/demo.py[:arg]", lock_config=True
     )
-    flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, predictions")
+    if workdir:
+        flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, predictions")
 
 
 def _update(config: ConfigDict, values: dict[str, Any], path: Path, prefix: str = "") -> None:

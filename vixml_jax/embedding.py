@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -75,6 +76,15 @@ class Embedder:
         self._labels = jax.jit(labels, out_shardings=whole)
         self._write = jax.jit(write, out_shardings=split, donate_argnums=0, static_argnums=3)
         self._all_labels = jax.jit(all_labels, out_shardings=split)
+
+    @property
+    def items_per_call(self) -> int:
+        """Items of a device call."""
+        return self._items
+
+    def trace(self, params: Any, frozen: Any, tokens: PackedTokens) -> jax.stages.Traced:
+        """Traces a device call on arrays or their shapes, to be compiled ahead of time."""
+        return self._pooled.trace(params, frozen, tokens, num_items=self._items)
 
     def table(
         self, params: nnx.State, frozen: nnx.State, bank: ItemBank, title: str, *, unit: bool = False

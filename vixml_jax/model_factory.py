@@ -20,7 +20,7 @@ from vixml_jax.models.late_fusion import LateFusion, LateFusionTower
 from vixml_jax.models.lora import LoraConfig
 from vixml_jax.models.prototypes import PrimeHead, free_vectors
 from vixml_jax.models.two_tower import TwoTower, image_projection, standardised_projection
-from vixml_jax.models.vision import VisionTower
+from vixml_jax.models.vision import VisionConfig, VisionTower
 from vixml_jax.train_state import shapes_of
 
 
@@ -120,15 +120,9 @@ def create(
         "seed": config.train.seed,
         "layers": settings.layers,
     }
-    wanted = None
-    if settings.train == "lora":
-        wanted = LoraConfig(
-            settings.lora_rank,
-            settings.lora_alpha,
-            settings.lora_rank_stabilised,
-            tuple(settings.lora_targets),
-        )
-    text, lora_config = _text_tower(base, settings.train, wanted, settings.dtype, settings.remat)
+    text, lora_config = _text_tower(
+        base, settings.train, _wanted_adapters(settings), settings.dtype, settings.remat
+    )
     if vocab_size > text.config.vocab_size:
         raise UserError(
             f"the tokenizer has {vocab_size} tokens, the tower {text.config.vocab_size}",
@@ -144,29 +138,17 @@ def create(
     if image_features is not None and config.vision.train != "none":
         vision, vision_json = _start_vision(config, vision_fingerprint)
         image_features = _embed_sample(vision, image_features)
-    spec = ModelSpec(
-        text=hub.tower_config_to_json(text.config),
-        train=settings.train,
-        lora=dataclasses.asdict(lora_config) if lora_config else None,
+    spec = _spec(
+        config,
+        text.config,
+        lora_config,
         base=None if settings.train == "full" else base,
         vision=vision_json,
         layout=layout,
-        dim=text.dim,
         image_dim=0 if image_features is None else image_features.shape[1],
-        pooling=config.text.pooling,
-        # Off the shelf a label is its text: a prototype net that never trains would only add noise.
-        prototype=config.prototype.kind if config.train.epochs else "none",
-        num_vectors=sharding.table_rows(min(config.prototype.free_vectors, num_labels)),
-        heads=config.prototype.heads,
-        feed_forward=config.prototype.feed_forward,
-        dropout=config.prototype.dropout,
-        learned_logits=config.loss.name == "sigmoid",
         num_labels=num_labels,
         num_queries=num_queries,
         dataset=dataset,
-        dtype=config.text.dtype,
-        remat=config.text.remat,
-        late_images=config.vision.images * config.vision.tokens if config.vision.fusion == "late" else 0,
     )
     model = _assemble(spec, text, config.train.seed, vision)
     if image_features is not None:
@@ -183,6 +165,70 @@ def create(
             assert parameter is not None
             parameter[...] = jax.device_put(start, parameter[...].sharding)
     return model, spec
+
+
+def abstract(
+    config: ConfigDict,
+    text_config: Any,
+    vision_config: VisionConfig | None,
+    *,
+    num_labels: int,
+    num_queries: int,
+) -> tuple[ModelSpec, nnx.GraphDef[DualEncoder], nnx.State, nnx.State]:
+    """Returns the spec of the model that `create` would build, and what `split` returns of it, as shapes.
+
+    Nothing is read or allocated: neither weights nor data need be there, nor the mesh's devices. Must be
+    called inside the mesh. An adapter that is merged into a tower leaves no trace in shapes.
+
+    Args:
+      config: the run's config.
+      text_config: of the text tower, as `hub.text_config` gives it.
+      vision_config: of the vision tower, whether it trains or not; None for text only.
+      num_labels: L.
+      num_queries: N.
+    """
+    settings, vision_train = config.text, config.vision.train
+    lora_config = _wanted_adapters(settings)
+    spec = _spec(
+        config,
+        text_config,
+        lora_config,
+        base=None,
+        vision=None,
+        layout={},
+        image_dim=vision_config.dim if vision_config else 0,
+        num_labels=num_labels,
+        num_queries=num_queries,
+        dataset="",
+    )
+
+    def make() -> DualEncoder:
+        text = hub.make_tower(
+            text_config,
+            rngs=nnx.Rngs(0),
+            dtype=settings.dtype,
+            param_dtype=_param_dtype(settings.train, settings.dtype),
+            remat=settings.remat,
+        )
+        if lora_config is not None:
+            lora.attach(text, lora_config, rngs=nnx.Rngs(0))
+        vision = None
+        if vision_config is not None and vision_train != "none":
+            vision = hub.make_tower(
+                vision_config,
+                rngs=nnx.Rngs(0),
+                dtype=settings.dtype,
+                param_dtype=_param_dtype(vision_train, settings.dtype),
+                remat=settings.remat,
+            )
+            if vision_train == "lora":
+                lora.attach(vision, _wanted_vision_adapters(config.vision), rngs=nnx.Rngs(0))
+        return _assemble(spec, text, 0, vision)
+
+    with sharding.ensure() as mesh:
+        graphdef, state = nnx.get_abstract_model(make, mesh)
+    params, frozen = nnx.split_state(state, _trains(settings.train, vision_train), ...)
+    return spec, graphdef, params, frozen
 
 
 def rebuild(spec: ModelSpec) -> DualEncoder:
@@ -234,14 +280,73 @@ def split(
       text_train: what of its text tower trains: "full", "lora" or "none".
       vision_train: what of its vision tower does.
     """
+    graphdef, params, frozen = nnx.split(model, _trains(text_train, vision_train), ...)
+    return graphdef, params, frozen
+
+
+def _trains(text_train: str, vision_train: str = "none") -> Any:
+    """The filter of the parameters that train; arguments are those of `split`."""
     kinds = {("tower", "text"): text_train, ("tower", "vision"): vision_train}
 
     def trains(path: tuple[Any, ...], value: Any) -> bool:
         kind = kinds.get(path[:2], "full")
         return kind == "full" or (kind == "lora" and isinstance(value, nnx.LoRAParam))
 
-    graphdef, params, frozen = nnx.split(model, nnx.All(nnx.Param, trains), ...)
-    return graphdef, params, frozen
+    return nnx.All(nnx.Param, trains)
+
+
+def _wanted_adapters(settings: ConfigDict) -> LoraConfig | None:
+    """The adapters that `config.text` asks for; None without."""
+    if settings.train != "lora":
+        return None
+    return LoraConfig(
+        settings.lora_rank, settings.lora_alpha, settings.lora_rank_stabilised, tuple(settings.lora_targets)
+    )
+
+
+def _wanted_vision_adapters(settings: ConfigDict) -> LoraConfig:
+    """The adapters that `config.vision` asks for, where it does."""
+    return LoraConfig(settings.lora_rank, settings.lora_alpha)
+
+
+def _spec(
+    config: ConfigDict,
+    text_config: Any,
+    lora_config: LoraConfig | None,
+    *,
+    base: dict[str, Any] | None,
+    vision: dict[str, Any] | None,
+    layout: dict[str, Any],
+    image_dim: int,
+    num_labels: int,
+    num_queries: int,
+    dataset: str,
+) -> ModelSpec:
+    """What a config's model is; arguments are fields of ModelSpec."""
+    return ModelSpec(
+        text=hub.tower_config_to_json(text_config),
+        train=config.text.train,
+        lora=dataclasses.asdict(lora_config) if lora_config else None,
+        base=base,
+        vision=vision,
+        layout=layout,
+        dim=text_config.dim,
+        image_dim=image_dim,
+        pooling=config.text.pooling,
+        # Off the shelf a label is its text: a prototype net that never trains would only add noise.
+        prototype=config.prototype.kind if config.train.epochs else "none",
+        num_vectors=sharding.table_rows(min(config.prototype.free_vectors, num_labels)),
+        heads=config.prototype.heads,
+        feed_forward=config.prototype.feed_forward,
+        dropout=config.prototype.dropout,
+        learned_logits=config.loss.name == "sigmoid",
+        num_labels=num_labels,
+        num_queries=num_queries,
+        dataset=dataset,
+        dtype=config.text.dtype,
+        remat=config.text.remat,
+        late_images=config.vision.images * config.vision.tokens if config.vision.fusion == "late" else 0,
+    )
 
 
 def _text_tower(
@@ -285,9 +390,7 @@ def _start_vision(config: ConfigDict, fingerprint: str) -> tuple[VisionTower, di
     """Loads the vision tower that a model starts from; returns it and `ModelSpec.vision`."""
     settings = config.vision
     base = {"checkpoint": settings.checkpoint, "fingerprint": fingerprint, "seed": config.train.seed}
-    wanted = None
-    if settings.train == "lora":
-        wanted = LoraConfig(settings.lora_rank, settings.lora_alpha)
+    wanted = _wanted_vision_adapters(settings) if settings.train == "lora" else None
     tower = _vision_tower(base, settings.train, wanted, config.text.dtype, config.text.remat)
     return tower, {
         "tower": hub.tower_config_to_json(tower.config),

@@ -98,6 +98,16 @@ def test_loops_are_multiplied_out(program):
     assert "add.9" not in times  # a reduction's own function is not work of the program
 
 
+def test_a_loop_may_count_in_larger_steps():
+    """A product whose operand is gathered piece by piece takes two pieces a turn."""
+    step = "  %one = s32[] constant(1)\n  %more = s32[] add(%i, %one)\n  %next = s32[] add(%one, %more)\n"
+    text = TEXT.replace("  ROOT %t = (s32[], f32[3,8,4]{2,1,0}) tuple(%i, %w)",
+                        f"{step}  ROOT %t = (s32[], f32[3,8,4]{{2,1,0}}) tuple(%next, %w)")  # fmt: skip
+    assert text != TEXT
+    turns = [use.times for use in Program(text).uses() if use.instruction.name == "fusion.2"]
+    assert turns == [2, 5]  # 0 and 2 are below 3; the other loop says its own
+
+
 def test_other_text_is_refused():
     with pytest.raises(ValueError, match="no entry"):
         Program("func.func public @main(%arg0: tensor<8xf32>)")

@@ -171,8 +171,7 @@ def train_batches(
         epoch=epoch,
         shards=shards,
         held=sharding.local_row_shards(mesh),
-        row_multiple=sharding.round_up(bucket(rows / shards), chunk_rows or 1),
-        image_multiple=sharding.round_up(bucket(images / shards), chunk_rows or 1),
+        **block_multiples(rows, images, shards, chunk_rows),
     )
     dataset = grain.MapDataset.source(source).slice(slice(start, None))
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
@@ -221,6 +220,21 @@ def usual_size(data: TrainingData, batch_size: int) -> tuple[float, float]:
     slots = _mean(data.queries.slots()) + _mean(data.labels.slots())
     images = _mean(data.queries.image_counts()) + _mean(data.labels.image_counts())
     return batch_size * slots / data.row_length, batch_size * images
+
+
+def block_multiples(rows: float, images: float, shards: int, chunk_rows: int = 0) -> dict[str, int]:
+    """Of what a shard's rows and pictures are multiples, as arguments of `packing.plan_rows`.
+
+    Args:
+      rows: expected packed rows of all shards.
+      images: expected pictures of all shards.
+      shards: of the mesh.
+      chunk_rows: they are multiples of it as well, where it is not 0.
+    """
+    counts = {"row_multiple": rows, "image_multiple": images}
+    return {
+        name: sharding.round_up(bucket(count / shards), chunk_rows or 1) for name, count in counts.items()
+    }
 
 
 def bucket(usual: float) -> int:

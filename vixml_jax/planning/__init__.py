@@ -1,1 +1,1 @@
-"""What a program needs, read from its compiled text."""
+"""What a run needs, known before it starts: its programs are compiled from shapes, and their text is read."""

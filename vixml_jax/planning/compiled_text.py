@@ -195,10 +195,27 @@ class Program:
         """Returns how often the body of a `while` runs; 1 where the text does not say."""
         if known := re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes):
             return int(known.group(1))
-        # The compiler's own loops count from 0 to a constant.
-        inside = self.computations[loop.called("condition")].instructions.values()
+        # The compiler's own loops count from 0 to a constant, perhaps in steps of more than one.
+        condition, body = (self.computations[loop.called(part)] for part in ("condition", "body"))
+        inside = condition.instructions.values()
         limits = [int(i.argument) for i in inside if i.opcode == "constant" and i.argument.isdigit()]
-        return max(limits, default=1)
+        counters = [int(i.attribute("index")) for i in inside if i.opcode == "get-tuple-element"]
+        steps = [_increment(body, body.root.operands[number], number) for number in counters]
+        return max(1, -(-max(limits, default=1) // max(steps, default=1)))
+
+
+def _increment(body: Computation, name: str, number: int) -> int:
+    """What a loop's body adds to the counter at a place of its tuple; 1 where that is not plain."""
+    instruction, added = body.instructions[name], 0
+    while instruction.opcode == "add":
+        terms = [body.operand(instruction, place) for place in (0, 1)]
+        constants = [term for term in terms if term.opcode == "constant"]
+        if len(constants) != 1:
+            return 1
+        added += int(constants[0].argument)
+        instruction = next(term for term in terms if term is not constants[0])
+    is_counter = instruction.opcode == "get-tuple-element" and int(instruction.attribute("index")) == number
+    return added if is_counter and added > 0 else 1
 
 
 def _branches(instruction: Instruction) -> list[str]:
