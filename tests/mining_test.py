@@ -80,6 +80,15 @@ def test_any_number_of_clusters(num_rows, num_clusters):
     assert set(counts) <= {num_rows // num_clusters, -(-num_rows // num_clusters)}
 
 
+@pytest.mark.parametrize(("num_clusters", "levels"), [(2, 1), (7, 3), (32, 5), (33, 6)])
+def test_progress_counts_the_levels(num_clusters, levels, capsys):
+    x = lumps(np.random.default_rng(0), 97, dim=8)
+    mining.balanced_clusters_into(x, num_clusters, jax.random.key(0), title="cluster rows")
+    assert f"cluster rows: {levels}/{levels} levels" in capsys.readouterr().err
+    mining.balanced_clusters_into(x, num_clusters, jax.random.key(0))
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize("num_clusters", [40, 41, 1000])
 def test_enough_clusters_give_each_row_its_own(num_clusters):
     ids = mining.balanced_clusters_into(np.zeros((40, 4), np.float32), num_clusters, jax.random.key(0))

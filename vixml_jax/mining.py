@@ -19,6 +19,7 @@ import scipy.sparse
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from vixml_jax import sharding, two_means
+from vixml_jax.progress import Progress
 
 
 def balanced_clusters(
@@ -27,6 +28,7 @@ def balanced_clusters(
     key: PRNGKeyArray,
     *,
     num_rows: int | None = None,
+    title: str | None = None,
 ) -> Int[np.ndarray, " n"]:
     """Clusters rows by balanced hierarchical 2-means (NGAME), down to at most `cluster_size` rows.
 
@@ -41,6 +43,7 @@ def balanced_clusters(
       key: picks the starting centres. The same key, embeddings and devices give the same clusters; other
         devices round differently, and a row that is at home in two clusters may change.
       num_rows: n; the first rows that count, all N by default.
+      title: under which progress is shown, by levels of the hierarchy; None for none.
 
     Returns:
       The cluster of each row, int32 in 0 .. number of clusters - 1, the same in every process; neighbouring
@@ -52,7 +55,8 @@ def balanced_clusters(
     if cluster_size < 1:
         raise ValueError(f"cluster_size is {cluster_size}, must be at least 1")
     wanted = -(-(embeddings.shape[0] if num_rows is None else num_rows) // cluster_size)
-    return balanced_clusters_into(embeddings, sharding.power_of_two(wanted), key, num_rows=num_rows)
+    num_clusters = sharding.power_of_two(wanted)
+    return balanced_clusters_into(embeddings, num_clusters, key, num_rows=num_rows, title=title)
 
 
 def balanced_clusters_into(
@@ -61,6 +65,7 @@ def balanced_clusters_into(
     key: PRNGKeyArray,
     *,
     num_rows: int | None = None,
+    title: str | None = None,
 ) -> Int[np.ndarray, " n"]:
     """Clusters rows into `num_clusters` of equal sizes within one; any number, not only powers of two.
 
@@ -92,34 +97,37 @@ def balanced_clusters_into(
     sizes_SC, leaves_SC = np.array([[num_rows]]), np.array([[num_clusters]])
     members_SCM: np.ndarray | Array = np.arange(num_rows, dtype=np.int32)[None, None]
     owned_SM = None
-    while leaves_SC.max() > 1:
-        if mesh is not None and owned_SM is None and leaves_SC.size == shards > 1:
-            owned_SM = np.asarray(members_SCM)[0]
-            unit_ND = two_means.own_rows(unit_ND, owned_SM, mesh)
-            sizes_SC, leaves_SC = sizes_SC.reshape(shards, 1), leaves_SC.reshape(shards, 1)
-            members_SCM = np.broadcast_to(
-                np.arange(owned_SM.shape[1], dtype=np.int32), (shards, 1, owned_SM.shape[1])
+    with Progress((num_clusters - 1).bit_length(), title, "levels") as progress:
+        while leaves_SC.max() > 1:
+            if mesh is not None and owned_SM is None and leaves_SC.size == shards > 1:
+                owned_SM = np.asarray(members_SCM)[0]
+                unit_ND = two_means.own_rows(unit_ND, owned_SM, mesh)
+                sizes_SC, leaves_SC = sizes_SC.reshape(shards, 1), leaves_SC.reshape(shards, 1)
+                members_SCM = np.broadcast_to(
+                    np.arange(owned_SM.shape[1], dtype=np.int32), (shards, 1, owned_SM.shape[1])
+                )
+            left_sizes_SC, next_sizes_SC, next_leaves_SC = _halves(sizes_SC, leaves_SC)
+            level = (
+                unit_ND,
+                members_SCM,
+                sizes_SC.astype(np.int32),
+                left_sizes_SC.astype(np.int32),
+                _draw_rows(rng, sizes_SC, leaves_SC, members_SCM.shape[2]),
             )
-        left_sizes_SC, next_sizes_SC, next_leaves_SC = _halves(sizes_SC, leaves_SC)
-        level = (
-            unit_ND,
-            members_SCM,
-            sizes_SC.astype(np.int32),
-            left_sizes_SC.astype(np.int32),
-            _draw_rows(rng, sizes_SC, leaves_SC, members_SCM.shape[2]),
-        )
-        slots = int(next_sizes_SC.max())
-        if owned_SM is None:
-            members_SCM = two_means.split_level(*level, slots=slots)
-        else:
-            members_SCM = two_means.split_own(*level, slots=slots, mesh=mesh)
-        # A finished cluster hands all its rows to its left child; the right one is empty and dropped here.
-        kept_SC = np.argsort(next_leaves_SC == 0, axis=1, kind="stable")
-        kept_SC = kept_SC[:, : (next_leaves_SC > 0).sum(axis=1).max()]
-        sizes_SC = np.take_along_axis(next_sizes_SC, kept_SC, axis=1)
-        leaves_SC = np.take_along_axis(next_leaves_SC, kept_SC, axis=1)
-        if kept_SC.shape[1] < members_SCM.shape[1]:
-            members_SCM = jnp.take_along_axis(members_SCM, kept_SC[..., None], axis=1)
+            slots = int(next_sizes_SC.max())
+            if owned_SM is None:
+                members_SCM = two_means.split_level(*level, slots=slots)
+            else:
+                members_SCM = two_means.split_own(*level, slots=slots, mesh=mesh)
+            # A finished cluster hands all its rows to its left child; the right one is empty and goes.
+            kept_SC = np.argsort(next_leaves_SC == 0, axis=1, kind="stable")
+            kept_SC = kept_SC[:, : (next_leaves_SC > 0).sum(axis=1).max()]
+            sizes_SC = np.take_along_axis(next_sizes_SC, kept_SC, axis=1)
+            leaves_SC = np.take_along_axis(next_leaves_SC, kept_SC, axis=1)
+            if kept_SC.shape[1] < members_SCM.shape[1]:
+                members_SCM = jnp.take_along_axis(members_SCM, kept_SC[..., None], axis=1)
+            jax.block_until_ready(members_SCM)  # what is shown as done is done
+            progress.update(1)
 
     members = sharding.everywhere(members_SCM)
     if owned_SM is not None:

@@ -251,6 +251,7 @@ def first_tables(
             min(prototype.free_vectors, num_labels),
             jax.random.key(run.config.train.seed),
             num_rows=num_labels,
+            title="cluster labels",
         )
     if run.spec.prototype != "none" and prototype.init == "labels":
         shape = (num_labels, run.spec.num_vectors)
@@ -295,7 +296,11 @@ def end_epoch(
     if curriculum.reclusters_after(epoch):
         key = jax.random.fold_in(jax.random.key(config.train.seed), epoch)
         clusters_N = mining.balanced_clusters(
-            tables.query_embeddings, curriculum.size_after(epoch), key, num_rows=num_queries
+            tables.query_embeddings,
+            curriculum.size_after(epoch),
+            key,
+            num_rows=num_queries,
+            title="cluster queries",
         )
         tables = dataclasses.replace(tables, query_clusters=row_table(clusters_N, mesh, fill=-1))
     return dataclasses.replace(state, tables=tables)
