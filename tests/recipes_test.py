@@ -2,12 +2,14 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import tiny
 
 from vixml_jax import config as config_lib
-from vixml_jax import recipes, tables
+from vixml_jax import plan, recipes, sharding, tables
+from vixml_jax.planning.abstract_run import abstract_run
 from vixml_jax.prepare import prepare
 from vixml_jax.train import train
 
@@ -76,3 +78,45 @@ def test_a_shrunken_row_trains_three_steps(row, dataset, tmp_path, one_device):
 def test_the_kinds_are_few_and_the_quick_ones_among_them():
     assert len(KINDS) < 40
     assert set(QUICK) <= set(KINDS)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+# Rows that differ only in the dataset differ only in the sizes of tables: one of them has its step traced.
+TRACED = {row.args: row for row in reversed(ROWS)}
+
+
+@pytest.mark.parametrize(
+    "row",
+    {(row.dataset, row.args): row for row in ROWS}.values(),
+    ids=lambda row: f"{row.dataset}:{row.args}",
+)
+def test_every_row_builds_at_its_full_size(row, mesh):
+    """Model, optimizer, tables and a packed batch of a row as it is, as shapes; the step, or the encoder."""
+    config = recipes.get_config(row.dataset, row.args)
+    config_lib.validate(config)
+    workload = plan.workload_of(config, None, None, None, None)
+    run = abstract_run(config, workload, mesh)
+    known = recipes.DATASETS[row.dataset]
+    assert (workload.labels, workload.queries) == (known.labels, known.train)
+    tables_of = run.state.tables
+    assert known.labels <= tables_of.centroids.shape[0] < known.labels + sharding.TABLE_ROWS_MULTIPLE
+    assert known.train <= tables_of.query_embeddings.shape[0] < known.train + sharding.TABLE_ROWS_MULTIPLE
+    batch = run.train_batch()
+    assert batch.tokens.token_ids.shape[1] == config.train.row_length
+    assert batch.query_rows.shape == (config.train.batch_size,)
+    assert (batch.tokens.images is not None) == (config.vision.images > 0)
+    if TRACED[row.args] is not row:
+        return
+    if config.train.epochs:
+        state, figures = run.trace_step().out_info
+        shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)  # noqa: E731
+        assert shapes(state) == shapes(run.state)
+        assert figures["train/loss"].shape == ()
+        assert figures["train/loss"].dtype == np.float32
+    else:
+        traced, num_items = run.trace_encoding()
+        assert traced.out_info.shape == (num_items, run.spec.dim)
