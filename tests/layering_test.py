@@ -43,8 +43,8 @@ LEVELS: dict[int, dict[str, tuple[str, ...]]] = {
     TRAINING: {
         "training": (
             *("banks", "centroids", "checkpoint", "classifier_stage", "classifiers", "embedding"),
-            *("global_batch", "label_changes", "model_factory", "optim", "run", "search", "train_state"),
-            "train_step",
+            *("global_batch", "label_changes", "model_factory", "not_finite", "optim", "run", "search"),
+            *("train_state", "train_step"),
         ),
     },
     PARTS: {
@@ -64,6 +64,7 @@ LEVELS: dict[int, dict[str, tuple[str, ...]]] = {
                 "distributed",
                 "errors",
                 "files",
+                "npy",
                 "ownership",
                 "preemption",
                 "progress",

@@ -1,8 +1,11 @@
-"""The exceptions that are no bugs: a user's mistake, and a scheduler's wish."""
+"""The exceptions that are no bugs: a user's mistake, a run that diverged, and a scheduler's wish."""
 
 from __future__ import annotations
 
 import os
+
+# Characters of a message; some hold a title, or the names of all tensors of a tower.
+LONGEST = 20_000
 
 
 class UserError(Exception):
@@ -31,7 +34,19 @@ class UserError(Exception):
             parts.append(f"row {row}")
         parts.append(problem)
         line = ": ".join(parts)
-        super().__init__(" ".join((f"{line}; {fix}" if fix else line).split()))
+        super().__init__(_one_line(f"{line}; {fix}" if fix else line))
+
+
+def _one_line(text: str) -> str:
+    """A text of any origin on one line: without what a terminal would obey, and no longer than helps."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    text = " ".join(text.split())
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+class NotFinite(FloatingPointError):
+    """Loss, gradients or other figures are no numbers any more; the message says where and what to try."""
 
 
 class Preempted(Exception):

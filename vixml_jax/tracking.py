@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
 import secrets
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -15,7 +14,7 @@ import jax
 from tensorboardX import SummaryWriter
 
 from vixml_jax import files
-from vixml_jax.errors import UserError
+from vixml_jax.errors import NotFinite, UserError
 
 # In the workdir: the id of its run at Weights & Biases, which a continued run goes on with.
 WANDB_RUN = "wandb_run.json"
@@ -51,7 +50,7 @@ class Tracker:
             workdir.mkdir(parents=True, exist_ok=True)
             if wandb_project:  # before any file is open, since it may fail
                 self._wandb = _start_wandb(wandb_project, workdir, config, resumed_at)
-            self._drop_after(resumed_at)
+            drop_after(self._path, resumed_at)
             self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
             purge = None if resumed_at is None else resumed_at + 1
             self._events = SummaryWriter(str(workdir / "events"), purge_step=purge)
@@ -60,14 +59,13 @@ class Tracker:
         """Writes `figures` (scalars, fetched from the device here) and returns them as floats.
 
         Raises:
-          FloatingPointError: if one of them is not finite.
+          NotFinite: if one of them is not finite.
         """
         values = {name: float(value) for name, value in jax.device_get(figures).items()}
         for name, value in values.items():
             if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"{name} is {value} at step {step}; a lower config.optimizer.lr or "
-                    "config.optimizer.clip_norm=1.0 may help; the newest checkpoint is from before"
+                raise NotFinite(
+                    f"{name} is {value} at step {step}; nothing was saved after the newest checkpoint"
                 )
         if self._file is not None and self._events is not None:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
@@ -95,20 +93,25 @@ class Tracker:
         if self._wandb is not None:
             self._wandb.finish(exit_code=int(kind is not None))
 
-    def _drop_after(self, resumed_at: int | None) -> None:
-        if resumed_at is None or not os.path.exists(self._path):
-            with open(self._path, "w", encoding="utf-8"):
-                return
-        kept = []
-        with open(self._path, encoding="utf-8") as file:
-            for line in file:
-                try:
-                    if json.loads(line)["step"] <= resumed_at:
-                        kept.append(line.rstrip("\n") + "\n")  # a kill may have cut off just that
-                except json.JSONDecodeError:
-                    break  # the line that the kill cut short is the last one
-        with files.atomic_file(self._path, "w") as file:
-            file.writelines(kept)
+
+def drop_after(path: Path, step: int | None) -> None:
+    """Takes the records after a step out of `metrics.jsonl`, or all where it is None; makes the file.
+
+    What follows a line that is no record is dropped as well: a kill has cut that line short.
+    """
+    if step is None or not path.exists():
+        with open(path, "w", encoding="utf-8"):
+            return
+    kept = []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line.rstrip("\n") + "\n")  # a kill may have cut off just that
+            except (ValueError, TypeError, KeyError, RecursionError):
+                break
+    with files.atomic_file(path, "w") as file:
+        file.writelines(kept)
 
 
 def import_wandb() -> ModuleType:

@@ -12,10 +12,11 @@ Examples:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -31,6 +32,7 @@ from vixml_jax import (
     evaluate,
     metrics,
     mining,
+    not_finite,
     optim,
     ownership,
     preemption,
@@ -141,17 +143,12 @@ def train_on(
         Progress(total_steps, "train", "steps", initial=step) as progress,
     ):
         for epoch in range(step // steps_per_epoch, config.train.epochs):
-            batches = train_batches(
-                data,
-                epoch_order(state.tables, len(dataset.train), config.train.seed, epoch),
-                config.train.batch_size,
-                mesh,
-                seed=config.train.seed,
-                epoch=epoch,
-                start=step - epoch * steps_per_epoch,
-                chunk_rows=config.train.chunk_rows,
-            )
-            meter = Meter(tracker, progress, config.train.log_every, config.train.batch_size, lr_at)
+            order = epoch_order(state.tables, len(dataset.train), config.train.seed, epoch)
+            sampling = {"batch_size": config.train.batch_size, "seed": config.train.seed, "epoch": epoch}
+            start, chunk_rows = step - epoch * steps_per_epoch, config.train.chunk_rows
+            batches = train_batches(data, order, mesh=mesh, start=start, chunk_rows=chunk_rows, **sampling)
+            stop = functools.partial(not_finite.stop, workdir, dataset, data, order, checkpointer, **sampling)
+            meter = Meter(tracker, progress, config.train.log_every, config.train.batch_size, lr_at, stop)
             with preemption.put_off() as is_preempted:
                 for batch in batches:
                     with jax.profiler.StepTraceAnnotation("train", step_num=step):
@@ -160,7 +157,7 @@ def train_on(
                     meter.update(step, epoch, figures)
                     ends_here = is_preempted(step)
                     if (ends_here or is_due(config.checkpoint.every_steps, step)) and step % steps_per_epoch:
-                        meter.finish()  # raises where the figures are not finite: the checkpoint before stays
+                        meter.finish()  # stops where figures are not finite: no such state is saved
                         checkpointer.save(state, step)
                     if ends_here:
                         break
@@ -307,7 +304,18 @@ def end_epoch(
 
 
 class Meter:
-    """Logs every few steps, fetching a step's figures only when the next one is already under way."""
+    """Logs every few steps, fetching figures only when the next step is already under way.
+
+    The figures of all steps are looked at when some are logged, so that none that is not finite gets by.
+
+    Args:
+      tracker: where figures go.
+      progress: the bar of the run.
+      every: logs the steps that are multiples of it.
+      batch_size: B.
+      lr_at: the learning rate of a step, from 0.
+      stop: called with the first step whose figures are not all finite and these figures; must not return.
+    """
 
     def __init__(
         self,
@@ -316,43 +324,42 @@ class Meter:
         every: int,
         batch_size: int,
         lr_at: Callable[[int], Any],
+        stop: Callable[[int, dict[str, float]], NoReturn],
     ):
         self._tracker, self._progress, self._every, self._batch_size = tracker, progress, every, batch_size
-        self._lr_at = lr_at
-        self._waiting: tuple[int, int, dict[str, jax.Array]] | None = None
-        self._since, self._steps = time.monotonic(), 0
+        self._lr_at, self._stop = lr_at, stop
+        # (step, epoch, figures on the device) of the steps since the last that was logged.
+        self._unseen: list[tuple[int, int, dict[str, jax.Array]]] = []
+        self._since = time.monotonic()
 
     def update(self, step: int, epoch: int, figures: dict[str, jax.Array]) -> None:
         """Counts a dispatched step and shows the one before it."""
-        self._show()
-        self._waiting = (step, epoch, figures)
+        if self._unseen:
+            self._progress.update(1)
+            if self._unseen[-1][0] % self._every == 0:
+                self._show()
+        self._unseen.append((step, epoch, figures))
 
     def finish(self) -> None:
-        """Shows the last step, whatever its number.
-
-        Raises:
-          FloatingPointError: if its figures are not finite.
-        """
-        self._show(last=True)
-
-    def _show(self, last: bool = False) -> None:
-        if self._waiting is None:
-            return
-        step, epoch, figures = self._waiting
-        self._waiting = None
-        self._steps += 1
-        if step % self._every and not last:
+        """Shows the last step, whatever its number."""
+        if self._unseen:
             self._progress.update(1)
-            return
-        values = dict(figures)
-        jax.block_until_ready(values)
+            self._show()
+
+    def _show(self) -> None:
+        step, epoch, _ = self._unseen[-1]
+        fetched = jax.device_get([figures for _, _, figures in self._unseen])
+        steps = [{name: float(value) for name, value in figures.items()} for figures in fetched]
+        bad = not_finite.first_of(steps)
+        if bad is not None:
+            self._stop(self._unseen[bad][0], steps[bad])
         now = time.monotonic()
-        speed = self._steps * self._batch_size / (now - self._since)
-        self._since, self._steps = now, 0
+        speed = len(steps) * self._batch_size / (now - self._since)
+        self._since, self._unseen = now, []
         settings = {
             "train/epoch": epoch,
             "train/lr": float(self._lr_at(step - 1)),
             "perf/examples_per_s": speed,
         }
-        logged = self._tracker.log(step, {**values, **settings})
-        self._progress.update(1, epoch=epoch, loss=logged["train/loss"], examples_per_s=speed)
+        self._tracker.log(step, {**steps[-1], **settings})
+        self._progress.update(0, epoch=epoch, loss=steps[-1]["train/loss"], examples_per_s=speed)
