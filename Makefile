@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test test-long lint types format api clean help
+.PHONY: demo test test-long lint types format api fuzz audit clean help
 
 help:
 	@echo "make demo       draw a catalogue, train on text and on text with pictures, show both (minutes)"
@@ -11,6 +11,8 @@ help:
 	@echo "make test-long  the slow ones"
 	@echo "make lint types the checks of CI"
 	@echo "make api        docs/api.md from the docstrings"
+	@echo "make fuzz READER=sparse SECONDS=60   one reader of files, coverage as the guide"
+	@echo "make audit      known weaknesses of the pinned packages (needs the network)"
 
 demo: .venv/run
 	$(BIN)/vixml demo
@@ -37,6 +39,15 @@ format: .venv/dev
 api: .venv/run
 	$(BIN)/python docs/make_api.py
 
+READER ?= sparse
+SECONDS ?= 60
+
+fuzz: .venv/fuzz
+	JAX_PLATFORMS=cpu $(BIN)/python tests/fuzz/guided.py --reader=$(READER) --seconds=$(SECONDS)
+
+audit: .venv/audit
+	$(BIN)/pip-audit -r constraints.txt --disable-pip --no-deps --progress-spinner=off
+
 clean:
 	rm -rf .venv build dist *.egg-info
 
@@ -47,6 +58,14 @@ clean:
 
 .venv/test: .venv/run
 	$(PIP) -e '.[test]'
+	@touch $@
+
+.venv/fuzz: .venv/test
+	$(PIP) -e '.[test,fuzz]'
+	@touch $@
+
+.venv/audit: .venv/run
+	$(PIP) -e '.[audit]'
 	@touch $@
 
 .venv/dev: .venv/test

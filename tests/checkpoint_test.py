@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import shutil
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vixml_jax import optim, sharding, train_state
+from vixml_jax import checkpoint, optim, sharding, train_state
 from vixml_jax.checkpoint import MODEL_PARTS, Checkpointer, steps_in
 from vixml_jax.errors import UserError
 from vixml_jax.models.layers import Linear
@@ -158,6 +159,38 @@ def test_without_its_sums_a_checkpoint_is_taken_as_it_is(single_mesh, tmp_path):
     (tmp_path / "checkpoint_sums" / "5.json").write_text('{"cut')
     with Checkpointer(tmp_path, 2) as checkpointer:
         _assert_same_bits(checkpointer.restore(states[2]), states[5])
+
+
+@pytest.mark.parametrize(
+    "sums", ["", "[]", "null", "3", '{"a": 3}', '{"a": [1]}', '{"a": ["1", 2]}', "[" * 50_000, "\0"]
+)
+def test_sums_that_are_none_count_as_missing(tmp_path, sums):
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3.json").write_text(sums)
+    assert checkpoint.damage(tmp_path / "3", tmp_path / "3.json") is None
+
+
+def test_sums_that_cannot_be_written_are_no_secret(single_mesh, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write_sums", full)
+    state = _state(single_mesh, SEED)
+    with pytest.raises(OSError, match="No space left"):
+        _save(tmp_path, state, 3)
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(state, 4)
+    checkpointer.save(state, 5)  # has 4 summed
+    with pytest.raises(OSError, match="No space left"):
+        checkpointer.save(state, 6)
+    with pytest.raises(OSError, match="No space left"):
+        checkpointer.close()
+
+
+def test_only_numbers_are_steps(tmp_path):
+    for name in ("7", "3", "07x", "\u00b2", "7.tmp", "\u0663"):
+        (tmp_path / name).mkdir()
+    assert steps_in(tmp_path) == [7, 3]
 
 
 def test_what_a_killed_save_leaves_does_not_count(single_mesh, tmp_path):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import subprocess
 import sys
 import tomllib
@@ -239,7 +241,49 @@ def test_errors_of_users_take_one_line(job, capsys, tmp_path):
     assert fails(capsys, "toy", "--out=x") == f"{tmp_path}: is a directory"
 
 
-@pytest.mark.parametrize("error", [ValueError, FileNotFoundError, KeyError, OSError])
+@pytest.mark.parametrize(
+    ("number", "problem", "fix"),
+    [
+        (errno.ENOSPC, "no space left on device", "make room"),
+        (errno.EDQUOT, "disk quota exceeded", "make room"),
+        (errno.EROFS, "read-only file system", "a place that can be written to"),
+        (errno.EFBIG, "file too large", "ulimit"),
+    ],
+)
+@pytest.mark.parametrize("file", [None, "a.txt"])
+def test_a_disk_that_takes_no_more_is_one_line(job, capsys, number, problem, fix, file):
+    """Only where a file was being opened, its name is known."""
+
+    def main() -> None:
+        raise OSError(number, os.strerror(number), file)
+
+    job.main = main
+    line = fails(capsys, "toy", "--out=x")
+    assert line.startswith(f"{file}: {problem}" if file else problem)
+    assert fix in line
+
+
+def test_a_full_disk_that_others_report_is_one_line_too(job, capsys):
+    """ArrayRecord and Orbax write from C++, and raise what is no OSError."""
+
+    def main() -> None:
+        try:
+            raise ValueError("RESOURCE_EXHAUSTED: write failed: No space left on device; at byte 1024")
+        except ValueError as error:
+            raise RuntimeError("the save failed") from error
+
+    job.main = main
+    assert fails(capsys, "toy", "--out=x").startswith("no space left on device; make room")
+
+
+def test_what_a_terminal_would_obey_is_shown_and_not_sent():
+    error = UserError("title 'a\x1b[2Jb\0c\u202ed' " + "x" * 10**6, file="a\nb")
+    assert str(error).startswith("a b: title 'a\\x1b[2Jb\\x00c\\u202ed' xxx")
+    assert len(str(error)) < 30_000
+    assert str(UserError("日本語 é 👢")) == "日本語 é 👢"
+
+
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError, KeyError, OSError, FloatingPointError])
 def test_bugs_keep_their_traceback(job, error):
     def main() -> None:
         raise error("deep inside")

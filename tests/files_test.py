@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vixml_jax import files
+from vixml_jax.errors import UserError
 from vixml_jax.files import STALE_SECONDS, atomic_dir, atomic_file
 
 
@@ -32,6 +33,15 @@ def test_nobody_sees_half_a_file(tmp_path):
         file.writelines(["half", "\ud800"])
     assert path.read_bytes() == "é".encode()
     assert names(path.parent) == ["f"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"a": 1}}', "[" * 100_000, "9" * 10_000, '{"a": "\\', "\xff", "\0", "nul"]
+)
+def test_what_is_no_json_is_named(tmp_path, text):
+    (tmp_path / "x.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"x\.json: .*not valid JSON"):
+        files.read_json(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize("exists", [False, True])

@@ -52,6 +52,33 @@ def test_pictures_are_kept_by_content(tmp_path):
     assert first.fingerprint != second.fingerprint
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"number": "5"},
+        {"number": -1},
+        {"number": 2**40},
+        {"title": 3},
+        {"removed": 1},
+        {"images": ["../../x"]},
+        {"images": [3]},
+        {"images": 3},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_damaged_line_is_named(tmp_path, change):
+    changes = LabelChanges(tmp_path / "labels_changed", 4)
+    changes.add([label("x", "one\u2028line", images=[b"picture"]), label("y")], KNOWN)
+    changes.save()
+    assert [found.uid for found in LabelChanges.load(tmp_path, 4).there] == ["x", "y"]
+    path = tmp_path / "labels_changed" / "changes.jsonl"
+    first, second = path.read_text().split("\n")[:2]
+    path.write_text(first + "\n" + json.dumps({**json.loads(second), **change}) + "\n")
+    with pytest.raises(UserError, match=r"changes\.jsonl: row 2: not a changed label"):
+        LabelChanges.load(tmp_path, 4)
+
+
 def test_what_cannot_be(tmp_path):
     changes = LabelChanges(tmp_path, 4)
     with pytest.raises(UserError, match="no label has the uid 'q'"):

@@ -142,7 +142,13 @@ def test_mistakes_in_flags(case, capsys):
         ('{"labels": null}', 'no list "labels"'),
         ('{"label": []}', 'no list "labels"'),
         ("[]", 'no list "labels"'),
+        ("[" * 100_000, "not valid JSON"),
+        ('{"labels": [{"index": ' + "9" * 5000 + ', "score": 1}]}', "not valid JSON"),
+        ('{"labels": [{"index": 3, "score": ' + "9" * 400 + "}]}", "score of label 3 is too large"),
+        ('{"labels": [{"index": 3, "score": -' + "9" * 400 + "}]}", "score of label 3 is too large"),
+        ('{"labels": [{"index": 3, "score": "1"}]}', 'without "index" and "score"'),
     ],
+    ids=range(16),
 )
 def test_wrong_lines_of_jsonl(tmp_path, line, message):
     path = tmp_path / "predictions.jsonl"
@@ -151,6 +157,12 @@ def test_wrong_lines_of_jsonl(tmp_path, line, message):
         predictions_file.read(path, 40)
     assert f"{path}: row 2: " in str(error.value)
     assert message in str(error.value)
+
+
+def test_a_score_beyond_float32_is_infinite(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    path.write_text('{"labels": [{"index": 0, "score": 1e300}, {"index": 1, "score": -1e300}]}\n')
+    np.testing.assert_array_equal(predictions_file.read(path).data, [np.inf, -np.inf])
 
 
 def test_unusual_jsonl(tmp_path):

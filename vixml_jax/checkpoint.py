@@ -15,6 +15,7 @@ import concurrent.futures
 import contextlib
 import logging
 import os
+import re
 import zlib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,6 +63,7 @@ class Checkpointer:
         )
         self._unsummed: int | None = None
         self._summing = concurrent.futures.ThreadPoolExecutor(1)
+        self._sum: concurrent.futures.Future[None] | None = None
 
     def save(self, state: TrainState, step: int) -> None:
         """Starts writing `state`, and returns before it is on disk. A step that is saved is left alone."""
@@ -125,6 +127,7 @@ class Checkpointer:
         try:
             self._orbax.close()
             self._sum_last()
+            self._wait_for_sum()
         finally:
             self._summing.shutdown()
 
@@ -135,17 +138,25 @@ class Checkpointer:
         self.close()
 
     def _sum_last(self) -> None:
-        """Starts summing the checkpoint that was written last."""
+        """Starts summing the checkpoint that was written last, once the one before it is summed."""
+        self._wait_for_sum()
         if self._unsummed is not None and distributed.is_lead():
-            self._summing.submit(_write_sums, self._root, self._sums, self._unsummed)
+            self._sum = self._summing.submit(_write_sums, self._root, self._sums, self._unsummed)
         self._unsummed = None
+
+    def _wait_for_sum(self) -> None:
+        """Raises what went wrong there, such as a full disk."""
+        done, self._sum = self._sum, None
+        if done is not None:
+            done.result()
 
 
 def steps_in(root: Path) -> list[int]:
     """Returns the steps of all whole checkpoints, newest first."""
     if not root.is_dir():
         return []
-    return sorted((int(path.name) for path in root.iterdir() if path.name.isdigit()), reverse=True)
+    names = (path.name for path in root.iterdir())
+    return sorted((int(name) for name in names if name.isascii() and name.isdigit()), reverse=True)
 
 
 def damage(checkpoint: Path, sums: Path, only: tuple[str, ...] = ()) -> str | None:
@@ -155,7 +166,9 @@ def damage(checkpoint: Path, sums: Path, only: tuple[str, ...] = ()) -> str | No
     try:
         expected = files.read_json(sums)
     except UserError:
-        return None  # the sums are damaged, for all that is known
+        expected = None
+    if expected is None or not _are_sums(expected):
+        return None  # they are damaged themselves, for all that is known
     for name, (size, crc) in expected.items():
         if only and name.split("/")[0] not in only:
             continue
@@ -165,6 +178,17 @@ def damage(checkpoint: Path, sums: Path, only: tuple[str, ...] = ()) -> str | No
         if file.stat().st_size != size or _crc(file) != crc:
             return f"{name} has changed"
     return None
+
+
+def _are_sums(value: Any) -> bool:
+    """Whether a value is what `_write_sums` writes."""
+    return isinstance(value, dict) and all(
+        re.fullmatch(r"[\w.-]{1,100}(/[\w.-]{1,100}){0,9}", name, re.ASCII)
+        and isinstance(sums, list)
+        and len(sums) == 2
+        and all(type(number) is int for number in sums)
+        for name, sums in value.items()
+    )
 
 
 def _newest_sound(root: Path, sums: Path, only: tuple[str, ...]) -> int | None:

@@ -139,7 +139,8 @@ def _is_of(directory: Path, origin: dict[str, Any]) -> bool:
 def _claim(directory: Path, origin: dict[str, Any]) -> None:
     """Makes `directory` one of `origin`, whatever it held before."""
     if distributed.is_lead() and not _is_of(directory, origin):
-        shutil.rmtree(directory, ignore_errors=True)
+        if directory.exists():
+            shutil.rmtree(directory)  # or fails: what is left of it would be taken for the new one's
         files.write_json(directory / OF, origin)
 
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 
 from vixml_jax import __version__, config_files
-from vixml_jax.errors import Preempted, UserError
+from vixml_jax.errors import NotFinite, Preempted, UserError
 
 # Command -> its module, and what it does.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -57,6 +57,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
 EXAMPLE = "vixml train --config=configs/demo.py:images=3 --workdir=runs/demo/vixml"
 PREEMPTED = 75  # sysexits.h: a temporary failure, try again
 INTERRUPTED = 130
+# What a disk says that takes no more, whatever was written, and what to do about it. Python knows the file's
+# name only where it was being opened.
+_DISK = {
+    errno.ENOSPC: "make room and run the same command again",
+    errno.EDQUOT: "make room and run the same command again",
+    errno.EFBIG: "raise the limit (ulimit -f) and run the same command again",
+    errno.EROFS: "give a place that can be written to",
+}
 BROKEN_PIPE = 141  # what a shell shows for a program that SIGPIPE ended
 
 
@@ -101,15 +109,31 @@ def _exit_code(program: str, work: Callable[[], int]) -> int:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except FloatingPointError as error:
+    except NotFinite as error:
         return _fail(program, str(error))  # training says at which step, and what to try
     except OSError as error:
         # These are the state of the user's disk. A missing file is checked for where it is read, so that
         # one which turns up here is a bug.
         kinds = (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
-        if error.filename is None or not (isinstance(error, kinds) or error.errno == errno.ENOSPC):
+        if error.errno not in _DISK and (error.filename is None or not isinstance(error, kinds)):
             raise
-        return _fail(program, str(UserError((error.strerror or "unusable").lower(), file=error.filename)))
+        problem, fix = (error.strerror or "unusable").lower(), _DISK.get(error.errno or 0)
+        return _fail(program, str(UserError(problem, file=error.filename, fix=fix)))
+    except Exception as error:
+        number = _disk_problem(error)
+        if number is None:
+            raise
+        return _fail(program, str(UserError(os.strerror(number).lower(), fix=_DISK[number])))
+
+
+def _disk_problem(error: BaseException | None) -> int | None:
+    """What a disk said to Orbax or ArrayRecord, which write from C++ and raise errors of their own for it."""
+    while error is not None:
+        for number in _DISK:
+            if os.strerror(number).lower() in str(error).lower():
+                return number
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -229,6 +229,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UserError: naming the field and what would be right.
     """
+    _check_values(config)
     choices = {
         "dataset.holdout_by": ("row", "title", "first_word"),
         "text.pooling": ("mean", "last"),
@@ -340,6 +341,22 @@ def validate(config: ConfigDict) -> None:
         )
 
 
+def _check_values(config: ConfigDict) -> None:
+    """Checks what holds for every field of a kind: finite, of a size that JAX takes, lists of one kind."""
+    for key, value in flat(config).items():
+        if value is None:
+            raise UserError(f"config.{key} is None", fix="give a value")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"config.{key}={value}", fix="give a finite number")
+        if isinstance(value, int) and not -(2**31) <= value < (2**32 if key == "train.seed" else 2**31):
+            raise UserError(f"config.{key}={value}", fix="give a number below 2^31")
+        if isinstance(value, tuple):
+            kind = str if key in ("dataset.fields", "text.lora_targets") else int
+            if not all(type(item) is kind for item in value):
+                fix = "give texts" if kind is str else "give whole numbers"
+                raise UserError(f"config.{key}={value}", fix=fix)
+
+
 def longest_item(config: ConfigDict) -> int:
     """Returns how many slots an item has at most, its prompt left out."""
     return config.text.max_tokens + config.vision.images * config.vision.tokens
@@ -404,13 +421,25 @@ def define_config_flag(*, workdir: bool = True) -> None:
         flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, predictions")
 
 
-def _update(config: ConfigDict, values: dict[str, Any], path: Path, prefix: str = "") -> None:
+def _update(config: ConfigDict, values: Any, path: Path, prefix: str = "") -> None:
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{prefix.removesuffix('.') or 'it'} is no object of fields",
+            file=path,
+            fix="bring back the file as it was written",
+        )
     for name, value in values.items():
         if name not in config:
             raise UserError(
                 f"unknown field {prefix}{name}", file=path, fix="it was written by another version"
             )
-        if isinstance(value, dict):
+        if isinstance(config[name], ConfigDict):
             _update(config[name], value, path, f"{prefix}{name}.")
-        else:
+            continue
+        try:
+            if value is None:
+                raise TypeError
             config[name] = tuple(value) if isinstance(value, list) else value
+        except TypeError:
+            kind = type(config[name]).__name__
+            raise UserError(f"{prefix}{name} is no {kind}", file=path, fix="give it as it was") from None

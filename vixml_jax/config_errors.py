@@ -46,7 +46,11 @@ def explained(error: Exception, arguments: Sequence[str]) -> Exception:
         return UserError("has no function get_config", file=path, fix="define get_config(arg='')")
     if isinstance(error, (AttributeError, KeyError, TypeError)):
         config = flags.FLAGS["config"].parser.parse(value)
-        return (unknown_field(arguments, config) if isinstance(config, ConfigDict) else None) or error
+        unknown = unknown_field(arguments, config) if isinstance(config, ConfigDict) else None
+        if unknown:
+            return unknown
+    if isinstance(error, (KeyError, TypeError, ValueError)) and "ml_collections" in frames[-1].filename:
+        return UserError(_one_line(error), fix="overrides are --config.section.field=value")
     return error
 
 

@@ -95,7 +95,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
             return json.load(file)
     except FileNotFoundError:
         raise UserError("no such file", file=path) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of numbers of thousands of digits
         row = getattr(error, "lineno", None)
         raise UserError("not valid JSON", file=path, row=row) from None
 

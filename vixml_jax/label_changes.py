@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,10 @@ class LabelChanges:
         if not path.is_file():
             return cls(directory, num_known)
         changes = []
-        for row, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for row, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), 1):
             try:
-                record = json.loads(line)
-                changes.append(Change(**{**record, "images": tuple(record["images"])}))
-            except (ValueError, TypeError, KeyError):
+                changes.append(_change(json.loads(line)))
+            except (ValueError, TypeError, KeyError, RecursionError):
                 raise UserError(
                     "not a changed label", file=path, row=row, fix="bring back the file as it was written"
                 ) from None
@@ -190,6 +190,19 @@ class LabelChanges:
             with files.atomic_file(path) as file:
                 file.write(content)
         return name
+
+
+def _change(record: Any) -> Change:
+    change = Change(**{**record, "images": tuple(record["images"])})
+    texts = (change.uid, change.title, change.content, *change.images)
+    if type(change.number) is not int or not 0 <= change.number < 2**31:
+        raise ValueError("number")
+    if not all(isinstance(text, str) for text in texts) or type(change.removed) is not bool:
+        raise TypeError("texts")
+    # Names of pictures are ours, and none leads elsewhere.
+    if not all(re.fullmatch("[0-9a-f]{32}", name) for name in change.images):
+        raise ValueError("images")
+    return change
 
 
 def numbers_of(num_known: int, fingerprints: dict[str, str]) -> np.ndarray:

@@ -182,8 +182,10 @@ def _unchanged(folder: RawFolder, raw: Path, out: Path, overwrite: bool) -> dict
             fix="give another --out; it is not touched",
         )
     known = files.read_json(out / dataset_lib.REPORT)
+    if not isinstance(known, dict) or not isinstance(known.get("fingerprint"), str):
+        raise UserError("damaged", file=out / dataset_lib.REPORT, fix="move the dataset away")
     data_digest = known["fingerprint"].partition("-")[0]
-    if folder.digest().startswith(data_digest) and known["format"] == dataset_lib.FORMAT:
+    if folder.digest().startswith(data_digest) and known.get("format") == dataset_lib.FORMAT:
         from vixml_jax.data import builder
 
         # Read through a second view of the folder: this one may still have to be written.

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.sparse
 
 from vixml_jax import config as config_lib
-from vixml_jax import files
+from vixml_jax import files, npy
 from vixml_jax import run as run_lib
 from vixml_jax.data import predictions_file
 from vixml_jax.data.dataset import XmcDataset
@@ -57,11 +57,16 @@ class RunFiles:
         if not path.is_file():
             raise UserError("no such file", file=path, fix="training writes it")
         records = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
                 break
+            if not isinstance(record, dict) or "step" not in record:
+                break
+            if not all(_is_figure(value) for value in record.values()):
+                break
+            records.append(record)
         return records
 
     @functools.cached_property
@@ -91,10 +96,7 @@ class RunFiles:
     def embeddings(self, of: str) -> np.ndarray:
         """Embeddings of "test" or "labels", float32 [N, D], memory-mapped."""
         path = self._evaluated(f"embeddings/{of}.npy")
-        try:
-            values = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError):
-            raise UserError("not a .npy file", file=path, fix=self._evaluate) from None
+        values = npy.load(path, fix=self._evaluate)
         rows = len(self.dataset.test if of == "test" else self.dataset.labels)
         if values.ndim != 2 or len(values) != rows:
             raise UserError(f"has the shape {values.shape}, for {rows} rows", file=path, fix=self._evaluate)
@@ -170,6 +172,10 @@ def positives(dataset: XmcDataset, row: int) -> np.ndarray:
     """The labels of a test query, rising."""
     targets: Any = dataset.test_targets
     return targets.indices[targets.indptr[row] : targets.indptr[row + 1]]
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 63)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

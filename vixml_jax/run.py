@@ -78,8 +78,9 @@ def begin(config: ConfigDict, workdir: Path) -> None:
     def write() -> None:
         if (workdir / MODEL).exists():
             config_lib.check_resumable(config_lib.load(path), config, workdir)
-        else:  # what a run that never started has left, perhaps by a mistaken config
-            shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
+        elif (workdir / "tokenizer").exists():
+            # What a run that never started has left, perhaps by a mistaken config.
+            shutil.rmtree(workdir / "tokenizer")
         workdir.mkdir(parents=True, exist_ok=True)
         config_lib.save(config, path)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -245,9 +244,11 @@ def load_added(workdir: Path, step: int) -> dict[tuple[int, str], np.ndarray]:
                 return {}
             keys = zip(saved["numbers"].tolist(), saved["fingerprints"].tolist(), strict=True)
             return dict(zip(keys, saved["embeddings"], strict=True))
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile):
+    except Exception as error:  # NumPy and zipfile raise whatever they stumble on
         raise UserError(
-            "damaged embeddings of added labels", file=path, fix="delete it: they are computed again"
+            f"damaged embeddings of added labels ({type(error).__name__}: {error})",
+            file=path,
+            fix="delete it: they are computed again",
         ) from None
 
 

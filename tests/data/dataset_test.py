@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -168,3 +169,31 @@ def test_a_folder_without_test_rows(tmp_path):
     assert list(ds.test.titles) == []
     assert list(ds.test.images) == []
     assert list(ds.labels.titles) == ["red", "shoe"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("meta.json", b"[]"),
+        ("meta.json", b"{"),
+        ("meta.json", b'{"format": "vixml dataset 0"}'),
+        ("meta.json", b'{"format": "vixml dataset 1", "name": 3, "fingerprint": "a"}'),
+        ("targets_train.npz", b""),
+        ("targets_test.npz", b"PK\x03\x04"),
+        ("filter_pairs_train.npy", b"\x93NUMPY"),
+        ("filter_pairs_test.npy", None),
+        ("columns/train/title/offsets.npy", b"\x93NUMPY\x01\x00v\x00{"),
+        ("columns/train/title/values.npy", None),
+    ],
+)
+def test_a_damaged_dataset_is_one_clear_line(prepared, tmp_path, file, content):
+    shutil.copytree(prepared, tmp_path / "set")
+    path = tmp_path / "set" / file
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        list(data.load(tmp_path / "set").train.titles)
+    assert str(tmp_path / "set") in str(caught.value)
+    assert "anew" in str(caught.value) or "rebuild" in str(caught.value) or "JSON" in str(caught.value)

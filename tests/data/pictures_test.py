@@ -1,5 +1,6 @@
 """Pictures of every kind into pixels, and what is no picture into a reason."""
 
+import errno
 import io
 import os
 import socket
@@ -238,3 +239,25 @@ def test_no_bytes_do_harm(form):
             outcomes.add(str(problem))
     assert len(outcomes) > 1
     assert not [outcome for outcome in outcomes if "0x" in outcome or "\n" in outcome]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.ESTALE])
+def test_what_the_machine_lacks_is_no_fault_of_a_picture(tmp_path, monkeypatch, number):
+    """Else it would count as missing, and the dataset would be prepared without it."""
+    (tmp_path / "a.png").write_bytes(b"x")
+
+    def short(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(pictures.os, "open", short)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        pictures.load(tmp_path / "a.png")
+
+
+def test_no_memory_for_a_picture_is_no_fault_of_it(monkeypatch):
+    def short(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(pictures.Image, "open", short)
+    with pytest.raises(MemoryError):
+        pictures.load(b"picture")

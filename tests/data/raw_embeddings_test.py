@@ -151,9 +151,9 @@ def test_embeddings_that_are_not_finite_count_as_missing(raw, tmp_path, monkeypa
         (lambda raw: save_rows(raw, np.ones((4, DIM + 1))), "different sizes: 6 in lbl"),
         (lambda raw: save_rows(raw, np.ones(4)), "shape"),
         (lambda raw: save_rows(raw, np.ones((4, DIM), int)), "int64"),
-        (lambda raw: save_rows(raw, objects([[1]])), "not a NumPy array of numbers"),
-        (lambda raw: os.truncate(raw / ROWS, 200), "not a NumPy array of numbers"),
-        (lambda raw: (raw / ROWS).write_bytes(b""), "not a NumPy array of numbers"),
+        (lambda raw: save_rows(raw, objects([[1]])), "not a .npy file of numbers"),
+        (lambda raw: os.truncate(raw / ROWS, 200), "not a .npy file of numbers"),
+        (lambda raw: (raw / ROWS).write_bytes(b""), "not a .npy file of numbers"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_said(raw, tmp_path, spoil, message):

@@ -91,6 +91,75 @@ def test_what_is_not_supported_is_said(changes, message, tmp_path):
     assert str(tmp_path / "config.json") in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vocab_size": "99"},
+        {"vocab_size": 99.0},
+        {"vocab_size": True},
+        {"vocab_size": 0},
+        {"vocab_size": -1},
+        {"vocab_size": 10**30},
+        {"hidden_size": None},
+        {"hidden_size": [48]},
+        {"num_hidden_layers": 10**9},
+        {"num_hidden_layers": "2"},
+        {"num_attention_heads": 0},
+        {"num_key_value_heads": "2"},
+        {"intermediate_size": {}},
+        {"rms_norm_eps": "1e-6"},
+        {"rms_norm_eps": float("nan")},
+        {"rms_norm_eps": -1.0},
+        {"tie_word_embeddings": "yes"},
+        {"rope_theta": float("inf")},
+        {"rope_theta": [1]},
+        {"rope_scaling": [1]},
+        {"rope_scaling": {"type": "linear", "factor": "4"}},
+        {"rope_scaling": {"type": "linear", "factor": 0}},
+        {"rope_scaling": {"rope_type": ["linear"]}},
+        {"layer_types": 3},
+        {"layer_types": [1, 2]},
+        {"hidden_act": ["silu"]},
+        {"model_type": ["qwen2"]},
+        {"model_type": "bert", "max_position_embeddings": 8, "num_attention_heads": 5},
+    ],
+    ids=str,
+)
+def test_a_field_that_cannot_be_meant_is_said(changes, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**_QWEN, **changes}))
+    with pytest.raises(UserError, match=r"config\.json: "):
+        hub.text_config(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        [],
+        {},
+        {"weight_map": []},
+        {"weight_map": {}},
+        {"weight_map": {"a": 3}},
+        {"weight_map": {"a": ["model.safetensors"]}},
+        {"weight_map": {"a": "../outside.safetensors"}},
+        {"weight_map": {"a": "/outside.safetensors"}},
+        {"weight_map": {"a": "sub/inside.safetensors"}},
+        {"weight_map": {"a": "..safetensors"}},
+        {"weight_map": {"a": "model.bin"}},
+        {"weight_map": {"a": "x.safetensors\n"}},
+    ],
+    ids=str,
+)
+def test_an_index_of_shards_names_files_beside_it(index, tmp_path):
+    folder = tmp_path / "tower"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(_QWEN))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    for place in (tmp_path / "outside.safetensors", folder / "model.safetensors"):
+        save_file({"a": np.zeros(2, np.float32)}, place)
+    with pytest.raises(UserError, match=r"index\.json: (has no weight_map|names a file)"):
+        hub.Tensors(folder, hf_names.TEXT_FAMILIES["qwen2"])
+
+
 # Loads a decoder of a given directory, and prints how much memory that took: at most, and in the end.
 _MEASURED = """
 import sys, threading, time

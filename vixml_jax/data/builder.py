@@ -242,7 +242,7 @@ def _write_targets(directory: Path, split: str, counts: dict[str, dict[str, int]
     raw = directory / f"indices_{split}.npz"
     indices, indptr = np.zeros(0, np.int32), np.zeros(1, np.int64)
     if split in counts:
-        with np.load(raw) as arrays:
+        with np.load(raw, allow_pickle=False) as arrays:
             indices, indptr = arrays["indices"], arrays["indptr"]
         raw.unlink()
     matrix = scipy.sparse.csr_matrix(

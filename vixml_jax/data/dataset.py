@@ -13,8 +13,8 @@ import ml_dtypes
 import numpy as np
 import scipy.sparse
 
-from vixml_jax import files
-from vixml_jax.data import raw_embeddings
+from vixml_jax import files, npy
+from vixml_jax.data import raw_embeddings, sparse_text
 from vixml_jax.data.embedding_store import DIGEST_BYTES, NOTHING
 from vixml_jax.data.image_bank import ImageBank
 from vixml_jax.data.label_matrix import spans
@@ -22,6 +22,7 @@ from vixml_jax.data.ragged import Ragged
 from vixml_jax.errors import UserError
 
 FORMAT = "vixml dataset 1"
+ANEW = "prepare it anew"
 META, REPORT = "meta.json", "report.json"
 # Where ready embeddings of pictures lie, in a folder for each split that has them.
 IMAGE_EMBEDDINGS = "image_embeddings"
@@ -306,12 +307,13 @@ def load(directory: str | os.PathLike[str]) -> XmcDataset:
         fix = "make it with `vixml prepare --raw=DIR --out=" + os.fspath(directory) + "`"
         raise UserError("not a prepared dataset", file=directory, fix=fix)
     meta, store = files.read_json(directory / META), Store(directory)
-    if meta.get("format") != FORMAT:
+    form = meta.get("format") if isinstance(meta, dict) else None
+    if form != FORMAT:
         raise UserError(
-            f"a dataset of the form {meta.get('format')!r}, this version reads {FORMAT!r}",
-            file=directory,
-            fix="prepare it anew",
+            f"a dataset of the form {form!r}, this version reads {FORMAT!r}", file=directory, fix=ANEW
         )
+    if not all(isinstance(meta.get(name), str) for name in ("name", "fingerprint")):
+        raise UserError("has no name or no fingerprint", file=directory / META, fix=ANEW)
     return XmcDataset(
         name=meta["name"],
         dir=directory,
@@ -414,14 +416,17 @@ def _pairs_of(pairs: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _targets(file: Path) -> scipy.sparse.csr_matrix:
-    matrix = scipy.sparse.csr_matrix(scipy.sparse.load_npz(file))
+    matrix = sparse_text.load_npz(file, fix=ANEW)
     matrix.has_sorted_indices = matrix.has_canonical_format = True
     return matrix
 
 
 def _mapped(file: Path) -> np.ndarray:
-    return np.load(file, mmap_mode="r", allow_pickle=False)
+    return npy.load(file, fix=ANEW)
 
 
 def _pairs(file: Path) -> np.ndarray:
-    return np.load(file, allow_pickle=False)
+    pairs = npy.load(file, fix=ANEW, mmap_mode=None)
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
+        raise UserError(f"an array of {pairs.dtype} and shape {pairs.shape}", file=file, fix=ANEW)
+    return pairs

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
-from vixml_jax import files
+from vixml_jax import files, npy
 from vixml_jax.data import pictures
 from vixml_jax.data.ahead import mapped_ahead
 from vixml_jax.data.embedding_store import DIGEST, EmbeddingStore
@@ -170,7 +170,7 @@ def build_or_load(images: StoredPictures, tower: FrozenTower, cache_dir: Path, t
         _report(store, images, digests_P, counts_N, title)
         with files.atomic_file(slots_file) as file:
             np.save(file, slots, allow_pickle=False)
-    slots = np.load(slots_file, mmap_mode="r", allow_pickle=False)
+    slots = npy.load(slots_file, fix="delete it: it is made anew")
     if slots.max(initial=-1) >= store.num_rows:
         raise UserError("some embeddings are gone", file=directory, fix="delete it, to make them anew")
     return ImageBank(store.rows, slots)

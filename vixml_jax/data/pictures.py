@@ -7,6 +7,7 @@ or raises UnreadablePicture, and takes bounded memory.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import stat
@@ -66,6 +67,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(os.fspath(path)) from None
     except OSError as error:  # no permission, a circle of links, a name that is too long
+        _raise_if_ours(error)
         raise UnreadablePicture("a file that cannot be opened", error.strerror or "") from None
     except ValueError as error:  # a null byte
         raise UnreadablePicture("not a path", str(error)) from None
@@ -74,10 +76,17 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         try:
             data = file.read(MAX_BYTES + 1) or b""
         except OSError as error:
+            _raise_if_ours(error)
             raise UnreadablePicture("a file that cannot be read", error.strerror or "") from None
     if len(data) > MAX_BYTES:  # it has grown, or its size was no truth
         raise UnreadablePicture("a file too large", f"more than {MAX_BYTES:,} bytes")
     return data
+
+
+def _raise_if_ours(error: OSError) -> None:
+    """A machine that is short of something says nothing about a picture, which would count as missing."""
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT):
+        raise error
 
 
 def _check_file(status: os.stat_result) -> None:
@@ -154,7 +163,7 @@ def to_pixels(
 def _guarded(read: Any, source: Any) -> Image.Image:
     try:
         return read(source)
-    except UnreadablePicture:
+    except (UnreadablePicture, MemoryError):  # the size is bounded: it is the machine that has too little
         raise
     except UnidentifiedImageError:
         raise UnreadablePicture("not a picture of a known format") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def _read_jsonl(path: Path, num_labels: int | None) -> scipy.sparse.csr_matrix:
             parsed = _parse_slowly(piece, path, line, num_labels)
         counts.append(parsed[0])
         labels.append(parsed[1].astype(np.int32))
-        scores.append(parsed[2].astype(np.float32))
+        with np.errstate(over="ignore"):  # beyond float32 is infinite
+            scores.append(parsed[2].astype(np.float32))
         line += piece.count(b"\n")
     if not counts:
         raise UserError("no predictions", file=path, fix=FIX)
@@ -128,24 +130,24 @@ def _parse_slowly(
             continue
         try:
             record = json.loads(text)
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # also of numbers of thousands of digits
             raise UserError("not valid JSON", file=path, row=row, fix=FIX) from None
         entries = record.get("labels") if isinstance(record, dict) else None
         if not isinstance(entries, list):
             raise UserError('no list "labels"', file=path, row=row, fix=FIX)
         for entry in entries:
-            index, score = (
-                (entry.get("index"), entry.get("score")) if isinstance(entry, dict) else (None, None)
-            )
-            if type(index) is not int or type(score) not in (int, float):
+            found: dict[str, Any] = entry if isinstance(entry, dict) else {}
+            index, score = found.get("index"), found.get("score")
+            if type(index) is not int or not (type(score) is int or type(score) is float):
                 raise UserError('a label without "index" and "score"', file=path, row=row, fix=FIX)
             if not 0 <= index < highest:
                 raise UserError(
                     f"label {index} of {highest} labels", file=path, row=row, fix=f"give 0 to {highest - 1}"
                 )
-            if score != score:
-                raise UserError(f"the score of label {index} is not a number", file=path, row=row, fix=FIX)
+            if score != score or (type(score) is int and abs(score) > sys.float_info.max):
+                problem = "is not a number" if score != score else "is too large"
+                raise UserError(f"the score of label {index} {problem}", file=path, row=row, fix=FIX)
             labels.append(index)
-            scores.append(score)
+            scores.append(float(score))
         counts.append(len(entries))
     return np.array(counts, np.int64), np.array(labels, np.int64), np.array(scores, np.float64)

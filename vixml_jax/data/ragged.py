@@ -15,7 +15,7 @@ from typing import IO
 
 import numpy as np
 
-from vixml_jax import files
+from vixml_jax import files, npy
 from vixml_jax.errors import UserError
 
 VALUES, OFFSETS = "values.npy", "offsets.npy"
@@ -30,7 +30,8 @@ class Ragged:
     """
 
     def __init__(self, values: np.ndarray, offsets: np.ndarray):
-        if offsets.ndim != 1 or values.ndim != 1 or not len(offsets) or int(offsets[-1]) > len(values):
+        fits = offsets.ndim == 1 and values.ndim == 1 and offsets.dtype.kind in "iu" and len(offsets)
+        if not fits or not 0 <= int(offsets[0]) <= int(offsets[-1]) <= len(values):
             raise ValueError(f"values {values.shape} do not fit offsets {offsets.shape}")
         self.values, self.offsets = values, offsets
 
@@ -91,14 +92,12 @@ class Ragged:
           UserError: if the directory holds no ragged array, or a broken one.
         """
         directory = Path(directory)
+        fix = "delete it and rebuild"
+        values, offsets = (npy.load(directory / name, fix=fix) for name in (VALUES, OFFSETS))
         try:
-            values = np.load(directory / VALUES, mmap_mode="r", allow_pickle=False)
-            offsets = np.load(directory / OFFSETS, mmap_mode="r", allow_pickle=False)
             return cls(values, offsets)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"not a ragged array ({error})", file=directory, fix="delete it and rebuild"
-            ) from None
+        except ValueError as error:
+            raise UserError(f"not a ragged array ({error})", file=directory, fix=fix) from None
 
 
 class RaggedWriter:

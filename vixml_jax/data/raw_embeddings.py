@@ -13,7 +13,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from vixml_jax import files
+from vixml_jax import files, npy
 from vixml_jax.data.image_bank import dense_slots
 from vixml_jax.data.inert_pickle import load_lists
 from vixml_jax.data.report import Report
@@ -39,11 +39,7 @@ class RawEmbeddings:
 
     def __init__(self, rows: Path, row_map: Path):
         self.files = (rows, row_map)
-        try:
-            self._rows = np.load(rows, mmap_mode="r", allow_pickle=False)
-        except Exception as error:  # NumPy reads a header as a Python literal, and raises what that raises
-            problem = f"not a NumPy array of numbers ({type(error).__name__})"
-            raise UserError(problem, file=rows, fix="it may be cut off") from None
+        self._rows = npy.load(rows, fix="it may be cut off")
         if self._rows.ndim != 2 or self._rows.dtype.kind != "f" or not self._rows.shape[1]:
             raise UserError(
                 f"an array of {self._rows.dtype} and shape {self._rows.shape}",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from vixml_jax.errors import UserError
+from vixml_jax.models import config_checks
 from vixml_jax.models.decoder import DecoderConfig
 from vixml_jax.models.hf_layouts import Entry, Family, Table, activation, hf_activation, joined, linear, scale
 from vixml_jax.models.rope import Rope
@@ -75,6 +76,7 @@ def _complete(family: str, raw: dict[str, Any]) -> dict[str, Any]:
 
 def _shape(family: str, raw: dict[str, Any]) -> dict[str, Any]:
     """Fields that all families read in the same way; `raw` is complete."""
+    config_checks.check_layers(raw["num_hidden_layers"])
     heads = raw["num_attention_heads"]
     fields = {
         "vocab_size": raw["vocab_size"],
@@ -180,12 +182,13 @@ def _read_gemma(raw: dict[str, Any]) -> DecoderConfig:
     for key in ("use_bidirectional_attention", "attn_logit_softcapping"):
         if raw.get(key):
             raise UserError(f"{key} is not supported", fix="only plain causal attention is")
+    shape = _shape("gemma3_text", raw)
     pattern = raw["sliding_window_pattern"]
     types = _layer_types(raw, [(i + 1) % pattern > 0 for i in range(raw["num_hidden_layers"])])
     ropes = raw.get("rope_parameters") or {}
     whole = {**(ropes.get(_FULL) or {}), **(raw.get("rope_scaling") or {})}
     return DecoderConfig(
-        **_shape("gemma3_text", raw),
+        **shape,
         **_windows(types, raw["sliding_window"]),
         activation=activation(raw["hidden_activation"]),
         qk_norm=True,

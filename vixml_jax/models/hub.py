@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from vixml_jax import files, sharding
 from vixml_jax.errors import UserError
-from vixml_jax.models import hf_names, presets
+from vixml_jax.models import config_checks, hf_names, presets
 from vixml_jax.models.decoder import Decoder, DecoderConfig
 from vixml_jax.models.encoder import Encoder, EncoderConfig
 from vixml_jax.models.hf_layouts import Entry, Family
@@ -62,13 +63,14 @@ def tower_config_from_json(value: dict[str, Any]) -> Any:
     Raises:
       UserError: if the kind or a field is not known to this version.
     """
-    fields = dict(value)
+    fields = dict(value) if isinstance(value, dict) else {}
     kind = fields.pop("kind", None)
     classes = {cls.__name__: cls for cls in TOWERS}
-    if kind not in classes:
+    if not isinstance(kind, str) or kind not in classes:
         raise UserError(f"tower of unknown kind {kind!r}", fix="there are " + ", ".join(sorted(classes)))
     try:
-        return classes[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        config = classes[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        return config_checks.check(config)
     except TypeError as error:
         raise UserError(f"the {kind} was written by another version: {error}") from None
 
@@ -239,7 +241,7 @@ def _read_config(directory: Path, families: dict[str, Family]) -> tuple[Family, 
     file = directory / "config.json"
     raw = files.read_json(file)
     model_type = raw.get("model_type") if isinstance(raw, dict) else None
-    if model_type not in families:
+    if not isinstance(model_type, str) or model_type not in families:
         raise UserError(
             f"model_type {model_type!r} is not supported",
             file=file,
@@ -248,11 +250,14 @@ def _read_config(directory: Path, families: dict[str, Family]) -> tuple[Family, 
     family = families[model_type]
     raw = {**raw, "preprocessor": _read_processor(directory)}
     try:
-        return family, family.read_config(raw)
+        return family, config_checks.check(family.read_config(raw))
     except KeyError as error:
         raise UserError(f"has no field {error.args[0]!r}", file=file) from None
     except UserError as error:
         raise UserError(error.problem, file=file, fix=error.fix) from None
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        # Its fields are computed with before they are checked: one is a text where a number belongs.
+        raise UserError(f"has a field of the wrong kind ({error})", file=file) from error
 
 
 def _read_processor(directory: Path) -> dict[str, Any]:
@@ -280,15 +285,34 @@ def _keep_layers(config: Any, layers: int | None, name: str) -> Any:
     return dataclasses.replace(config, num_layers=layers)
 
 
-class _Tensors:
-    """All tensors of a directory, by plain name. One file at a time is mapped into memory."""
+def _shards(index_file: Path) -> list[str]:
+    """Names of the files that an index says the tensors are in, all of them beside it."""
+    index = files.read_json(index_file)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError("has no weight_map", file=index_file, fix="give a complete checkpoint")
+    names = set()
+    for name in weight_map.values():
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name):
+            raise UserError(f"names a file {name!r}", file=index_file, fix="do not use it")
+        names.add(name)
+    return sorted(names)
+
+
+class Tensors:
+    """All tensors of a directory, by plain name. One file at a time is mapped into memory.
+
+    Args:
+      directory: with `model.safetensors`, or an index of several files beside it.
+      family: names of the tensors.
+
+    Raises:
+      UserError: if a file is missing or broken, or two tensors have one name.
+    """
 
     def __init__(self, directory: Path, family: Family):
-        if (directory / _WEIGHTS_INDEX).is_file():
-            index = files.read_json(directory / _WEIGHTS_INDEX)
-            names = sorted(set(index.get("weight_map", {}).values()))
-        else:
-            names = [_WEIGHTS]
+        index_file = directory / _WEIGHTS_INDEX
+        names = _shards(index_file) if index_file.is_file() else [_WEIGHTS]
         self._opened: tuple[Path | None, Any] = (None, None)
         self._places: dict[str, tuple[Path, str]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -323,6 +347,10 @@ class _Tensors:
         file, key = self._places[name]
         return self._open(file).get_slice(key)
 
+    def array(self, name: str) -> np.ndarray:
+        """The whole of a tensor."""
+        return self[name][:]
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
         return self._shapes[name]
@@ -342,7 +370,7 @@ def load_weights(directory: Path, family: Family, config: Any, full_config: Any,
       UserError: naming every tensor that is missing, unexpected or of another shape.
     """
     with sharding.ensure() as mesh:
-        tensors = _Tensors(directory, family)
+        tensors = Tensors(directory, family)
         graphdef, abstract = nnx.get_abstract_model(
             lambda: make_tower(config, rngs=nnx.Rngs(0), **options), mesh
         )
@@ -361,7 +389,7 @@ def load_weights(directory: Path, family: Family, config: Any, full_config: Any,
 def _check(
     directory: Path,
     family: Family,
-    tensors: _Tensors,
+    tensors: Tensors,
     entries: dict[str, Entry],
     flat: dict[str, Any],
     full_config: Any,
@@ -392,7 +420,7 @@ def _check(
         )
 
 
-def _read(tensors: _Tensors, entry: Entry, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+def _read(tensors: Tensors, entry: Entry, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     """Reads one parameter to its sharding, layer by layer where layers are stacked."""
     parts: dict[tuple[tuple[int, int], ...], np.ndarray] = {}  # devices that hold the same part share it
 

@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from vixml_jax import npy
 from vixml_jax.errors import UserError
 from vixml_jax.retrieval import index
 
@@ -102,10 +103,7 @@ def load(directory: Path, header: dict[str, Any], name: str = EMBEDDINGS) -> Ban
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
-        raise UserError("not an array of embeddings", file=path, fix=index.REBUILD) from None
+    array = npy.load(path, fix=index.REBUILD)
     if array.shape != shape:
         raise UserError(f"shape {array.shape} is not that in {index.HEADER}", file=path, fix=index.REBUILD)
     return array

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import math
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +23,8 @@ import numpy as np
 from vixml_jax.errors import UserError
 from vixml_jax.retrieval import index, scann_tuning
 from vixml_jax.retrieval.scann_tuning import BRUTE_FORCE, Setting
+
+logger = logging.getLogger(__name__)
 
 # ScaNN's own file of the float32 embeddings, in the order of the labels.
 EMBEDDINGS = "dataset.npy"
@@ -34,7 +37,8 @@ def library() -> Any:
     """ScaNN's NumPy interface, or None where it cannot be imported (its wheels are for Linux on x86-64)."""
     try:
         return importlib.import_module("scann").scann_ops_pybind
-    except (ImportError, OSError):
+    except (ImportError, OSError) as error:
+        logger.info("ScaNN cannot be imported: %s", error)
         return None
 
 
