@@ -107,7 +107,7 @@ class Faiss:
         import faiss
 
         index = faiss.IndexHNSWFlat(labels_LD.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = 80
+        index.hnsw.efConstruction = 40
         index.add(labels_LD)
         return index
 

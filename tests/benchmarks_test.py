@@ -9,6 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
+
+from vixml_jax import data
+from vixml_jax.prepare import prepare
 
 ROOT = Path(__file__).parent.parent
 FIGURES = {
@@ -20,15 +24,37 @@ FIGURES = {
 }
 
 
+def run(name: str, *arguments: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("XLA_FLAGS", None)  # one device, as a user has
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert not done.returncode, done.stderr
+
+
+@pytest.mark.slow
+def test_new_labels_are_taken_out_and_come_back(tmp_path):
+    prepare(tiny.write_raw(tmp_path / "raw", seed=0, images=False), tmp_path / "dataset", "tiny")
+    out = tmp_path / "out"
+    options = [f"--dataset={tmp_path / 'dataset'}", f"--out={out}", f"--json={tmp_path / 'figures.json'}"]
+    run("new_labels", *options, "--", f"--config={ROOT / 'configs' / 'own.py'}:smoke")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    added = [json.loads(line) for line in (out / "new_labels.jsonl").read_text().splitlines()]
+    assert figures["new_labels"] == len(added) == 3
+    kept = data.load(out / "dataset")
+    assert len(kept.labels) == 27
+    assert not {label["title"] for label in added} & set(kept.labels.titles)
+    assert figures["new_ours_R@10"] == figures["new_tfidf_R@10"] == 100  # of three labels
+    # Each query's labels hold its words "lamp", "red lamp": TF-IDF finds them among the first 10 of 30.
+    assert figures["all_tfidf_R@10"] == 100
+    assert 0 < figures["all_ours_R@100"] <= 100
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_quick_run_writes_its_figures(name, tmp_path):
     out = tmp_path / "figures.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", f"--json={out}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment.pop("XLA_FLAGS", None)  # one device, as a user has
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert not done.returncode, done.stderr
+    run(name, "--quick", f"--json={out}")
     figures = json.loads(out.read_text())
     assert {"machine", "cores", "date", *FIGURES[name]} <= figures.keys()
     assert all(figures[figure] >= 0 for figure in FIGURES[name])
