@@ -7,6 +7,7 @@ import io
 import json
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -58,7 +59,7 @@ def _unwrapped(data: bytes, rng: np.random.Generator) -> tuple[bytes, Callable[[
     if data.startswith(b"\x1f\x8b"):
         try:
             return gzip.decompress(data), lambda content: gzip.compress(content, 1)
-        except (OSError, EOFError):
+        except (OSError, EOFError, zlib.error):
             return None
     if data.startswith(b"PK"):
         try:

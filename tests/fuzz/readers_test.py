@@ -20,6 +20,7 @@ import mutations
 import numpy as np
 import pytest
 import readers
+import scipy.sparse
 
 HERE = Path(__file__).parent
 QUICK, LONG = {True: 150, False: 15}, {True: 100_000, False: 3_000}
@@ -90,11 +91,20 @@ def packed(**members: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def columns_first(rows: int) -> bytes:
+    """A matrix that does not store its rows, in an archive."""
+    buffer = io.BytesIO()
+    scipy.sparse.save_npz(buffer, scipy.sparse.coo_matrix(([1.0], ([0], [1])), (rows, 2)))
+    return buffer.getvalue()
+
+
 PARQUET = readers.READERS["url_lists"].seeds["urls.parquet"][0]
 # (reader, file, content) of faults that are repaired; all of them are refused now.
 FOUND = {
     "a member that is no array": ("sparse", "matrix.npz", packed(format=b"csr", shape=b"", data=b"")),
     "a label of 5000 digits": ("predictions", "predictions.txt", b"2 5\n" + b"9" * 5000 + b":1\n"),
+    "rows without end": ("sparse", "matrix.txt", b"922337203 4\n"),
+    "columns first, and rows without end": ("sparse", "matrix.npz", columns_first(2**31 - 1)),
     "cuts that are texts": ("overrides", "overrides", b"\neval.ks=('a',1)"),
     "a rate that is no number": ("overrides", "overrides", b"\noptimizer.weight_decay=nan"),
     "a seed beyond JAX's": ("overrides", "overrides", b"\ntrain.seed=99999999999"),

@@ -24,6 +24,8 @@ from vixml_jax.errors import UserError
 
 PIECE_BYTES = 1 << 22
 MAX_SIZE = 2**31 - 1  # indices are int32
+# Rows that a header counts and the file lacks are empty: so many, else a few bytes ask for gigabytes.
+MOST_LACKING = 1 << 24
 HEADER_FIX = "the first line must be two whole numbers: rows columns"
 
 _ENTRY = re.compile(rb"(\d+):([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf|[-+]?nan)", re.IGNORECASE)
@@ -144,6 +146,7 @@ def _read_text(path: Path, report: SparseReport) -> scipy.sparse.csr_matrix:
                 fix="the header (line 1) must count all rows",
             )
         lengths = lengths[:rows]
+    _check_lacking(path, rows, len(lengths))
     indptr = np.zeros(rows + 1, np.int64)
     np.cumsum(lengths, out=indptr[1 : len(lengths) + 1])
     indptr[len(lengths) + 1 :] = indptr[len(lengths)]
@@ -154,6 +157,15 @@ def _read_text(path: Path, report: SparseReport) -> scipy.sparse.csr_matrix:
     matrix = scipy.sparse.csr_matrix((values_all, indices_all, indptr), shape=(rows, columns), copy=False)
     matrix.has_sorted_indices = matrix.has_canonical_format = True
     return matrix
+
+
+def _check_lacking(path: Path, rows: int, there: int) -> None:
+    if rows - there > MOST_LACKING:
+        raise UserError(
+            f"counts {rows:,} rows, but holds something for {there:,}",
+            file=path,
+            fix=f"at most {MOST_LACKING:,} rows may be lacking",
+        )
 
 
 def _header(path: Path, line: bytes) -> tuple[int, int]:
@@ -309,9 +321,13 @@ def load_npz(path: str | os.PathLike[str], fix: str) -> scipy.sparse.csr_matrix:
             matrix.check_format(full_check=True)
         if matrix.ndim != 2 or matrix.dtype.kind not in "buif":
             raise ValueError(f"{matrix.ndim} dimensions of {matrix.dtype}")
+        if matrix.format != "csr":  # whose rows are all in the file
+            _check_lacking(Path(path), matrix.shape[0], matrix.nnz)
         return scipy.sparse.csr_matrix(matrix)
     except FileNotFoundError:
         raise UserError("no such file", file=path, fix=fix) from None
+    except UserError:
+        raise
     except Exception as error:  # SciPy takes what it finds for what it wrote, and stumbles on anything else
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"not a sparse matrix ({reason})", file=path, fix=fix) from None
