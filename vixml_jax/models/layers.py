@@ -77,10 +77,14 @@ def _einsum_backward(
     terms, out = subscripts.split("->")
     first, second = terms.split(",")
     g = cotangent.astype(a.dtype)
-    return (
-        _einsum(f"{out},{second}->{first}", g, b, None),
-        _einsum(f"{first},{out}->{second}", a, g, b.dtype),
-    )
+    a_gradient = einsum(f"{out},{second}->{first}", g, b, None)
+    if b.ndim == 2 and b.shape[0] > b.shape[1]:
+        # A CPU's matrix product has one of these operands transposed: here the narrower one. Of an MLP's
+        # second map the wide one is what GELU gives, which XLA would compute a second time to transpose it.
+        # The barrier keeps it from turning the product over again.
+        turned: Any = jax.lax.optimization_barrier(einsum(f"{out},{first}->{second[::-1]}", g, a, b.dtype))
+        return a_gradient, turned.T
+    return a_gradient, einsum(f"{first},{out}->{second}", a, g, b.dtype)
 
 
 _einsum.defvjp(_einsum_forward, _einsum_backward)
