@@ -3,12 +3,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test test-long lint types format api fuzz audit clean help
+.PHONY: demo test test-long test-pods lint types format api fuzz audit clean help
 
 help:
 	@echo "make demo       draw a catalogue, train on text and on text with pictures, show both (minutes)"
 	@echo "make test       the default tests"
 	@echo "make test-long  the slow ones"
+	@echo "make test-pods  steps of large models compiled for TPU pods; no TPU is needed (hours)"
 	@echo "make lint types the checks of CI"
 	@echo "make api        docs/api.md from the docstrings"
 	@echo "make fuzz READER=sparse SECONDS=60   one reader of files, coverage as the guide"
@@ -23,6 +24,10 @@ test: .venv/test
 
 test-long: .venv/test
 	$(BIN)/python -m pytest -q -m slow
+
+# Each compiles for minutes on all cores.
+test-pods: .venv/pods
+	$(BIN)/python -m pytest -q -m pods
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -58,6 +63,10 @@ clean:
 
 .venv/test: .venv/run
 	$(PIP) -e '.[test]'
+	@touch $@
+
+.venv/pods: .venv/test
+	$(PIP) -e '.[test,plan]'
 	@touch $@
 
 .venv/fuzz: .venv/test

@@ -1,4 +1,4 @@
-"""What no compiled step may hold, read from its text."""
+"""What no compiled step may hold, read from its text: shared by the small test and by those of whole pods."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ def moved_weights(run: AbstractRun, plan: ProgramPlan) -> list[str]:
     """Casts and copies of frozen weights, and turned tables, other than into the cores' own memory."""
     frozen = {_plain(shape) for leaf in jax.tree.leaves(run.frozen) for shape in _shapes(leaf)}
     frozen = {shape for shape in frozen if len(shape) > 1 and math.prod(shape) >= LARGE}
+    stored = {"bfloat16": "bf16", "float32": "f32"}[run.spec.dtype]
     tables = _table_rows(run) | {rows // run.mesh.devices.size for rows in _table_rows(run)}
     found = []
     for use in Program(plan.text).uses():
@@ -62,7 +63,7 @@ def moved_weights(run: AbstractRun, plan: ProgramPlan) -> list[str]:
         before, after = use.computation.operand(instruction, 0).arrays[0], instruction.arrays[0]
         shape = _plain(after.dims)
         in_memory = not (before.on_chip or after.on_chip)
-        is_cast = before.dtype != after.dtype
+        is_cast = before.dtype == stored != after.dtype
         is_copy = instruction.opcode == "copy" and not use.fused and in_memory
         is_turned = (is_copy and _order(after.layout) != _order(before.layout)) or (
             instruction.opcode == "transpose" and in_memory and after.dims != before.dims
@@ -73,6 +74,11 @@ def moved_weights(run: AbstractRun, plan: ProgramPlan) -> list[str]:
         if is_turned and tables & set(shape) and math.prod(shape) >= LARGE:
             found.append(f"{where}: a table")
     return found
+
+
+def waste(run: AbstractRun, plan: ProgramPlan) -> float:
+    """Operations of the program over those of the model and of its rematerialisation."""
+    return plan.costs.flops * run.mesh.devices.size / (plan.useful + plan.repeated)
 
 
 def _table_rows(run: AbstractRun) -> set[int]:

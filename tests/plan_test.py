@@ -67,6 +67,22 @@ def test_floors_and_hours(figures):
     assert figures["encode"]["calls"] == 2 * 3125 + 157 + 10
 
 
+def test_what_is_known_without_compiling(figures):
+    config = small_config()
+    config.mesh.fsdp = 2
+    workload = Workload(100_000, 5000, 300, 8.0, 1.0)
+    known = plan.plan(config, workload, topology("cpu:4"), compiled=False)
+    assert "not compiled" in plan.shown(known)
+    for name in ("train", "encode"):
+        compiled, sketch = figures[name], known[name]
+        for part in ("parameters", "optimizer", "tables", "batch"):
+            assert sketch["bytes_per_device"][part] == compiled["bytes_per_device"][part]
+        assert sketch["useful_flops"] == compiled["useful_flops"]
+        assert sketch["flops"] == pytest.approx(sketch["useful_flops"] + sketch["repeated_flops"])
+        assert sketch["flops"] <= compiled["flops"]
+        assert sketch["calls"] == compiled["calls"]
+
+
 def test_what_a_person_reads(figures):
     lines = plan.shown(figures).splitlines()
     assert lines[0] == "random:minilm-tiny on cpu:4: 4 devices (data 2, fsdp 2, tensor 1)"
@@ -78,7 +94,7 @@ def test_what_a_person_reads(figures):
 
 def test_the_command(figures, monkeypatch, tmp_path, capsys):
     seen = []
-    monkeypatch.setattr(plan, "plan", lambda *arguments: seen.append(arguments) or figures)
+    monkeypatch.setattr(plan, "plan", lambda *arguments, compiled: seen.append(arguments) or figures)
     command = ["plan", "--config=configs/lf_amazontitles_1p3m.py:images=3", "--topology=cpu:4"]
     assert not cli.run([*command, f"--json={tmp_path / 'plan.json'}"])
     assert json.loads((tmp_path / "plan.json").read_text()) == figures
@@ -141,6 +157,18 @@ def test_what_the_compiler_says_about_memory():
     assert capacity._does_not_fit(RuntimeError("INTERNAL: Used 21.25G of 15.75G hbm.")) is None
 
 
+def test_a_program_that_cannot_be_read(single_mesh, monkeypatch):
+    """As when the TPU compiler is newer than jax."""
+
+    def fail(self):
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure proto.operand_ids_size() == *arity")
+
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", fail)
+    run = abstract_run(tiny.config("nowhere"), Workload(100, 200, 0, 8.0, 0.0), single_mesh)
+    with pytest.raises(UserError, match="are not of one version; pip install"):
+        capacity.plan_encoding(run, topology("cpu:1"))
+
+
 def test_what_helps_is_tried():
     """Three changes, best first; together where none is enough."""
     config = small_config()
@@ -182,6 +210,16 @@ def test_a_config_that_does_not_fit_says_by_how_much(monkeypatch, capsys):
         plan.plan(config, Workload(3000, 5000, 300, 8.0, 1.0), topology("cpu:4"))
     assert "--config.mesh.data=-1 --config.mesh.fsdp=4: 20.00 GB, not enough alone" in str(raised.value)
     assert "trying --config.mesh.fsdp=4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 8, 16, 64])
+def test_any_mesh_lies_on_a_slice(fsdp):
+    """Also one whose axes are not those of the slice."""
+    pytest.importorskip("libtpu")
+    devices = topology("v5p:4x4x4").devices
+    mesh = sharding.make_mesh(-1, fsdp, 1, list(devices))
+    assert dict(mesh.shape) == {"data": 64 // fsdp, "fsdp": fsdp, "tensor": 1}
+    assert {device.id for device in mesh.devices.ravel()} == {device.id for device in devices}
 
 
 def test_a_small_step_for_a_tpu_slice():

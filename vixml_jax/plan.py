@@ -10,6 +10,7 @@ not fit ends with 2, after changes have been tried that would help. docs/scaling
 Examples:
   vixml plan --config=configs/lf_amazontitles_1p3m.py:backbone=qwen2.5-3b,images=3 --topology=v5e:16x16 \\
       --config.mesh.fsdp=16
+  vixml plan --config=configs/lf_amazon_131k.py:backbone=qwen2.5-3b,images=3 --topology=cpu:8 --nocompile
   vixml plan --config=configs/own.py --config.dataset.dir=data/own --topology=cpu:8 --json=plan.json
 """
 
@@ -43,6 +44,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("queries", None, "Training queries (default: the same)", lower_bound=1)
     flags.DEFINE_float("tokens", None, "Text tokens of an item, mean (default: half of text.max_tokens)")
     flags.DEFINE_float("images", None, "Pictures of an item, mean (default: config.vision.images)")
+    flags.DEFINE_bool("compile", True, "Without it: what is known in seconds, without activations")
     flags.DEFINE_string("json", None, "File for the figures as JSON; - prints it instead of the tables")
 
 
@@ -57,7 +59,7 @@ def main() -> int:
 
     devices = topology.topology(values.topology)
     workload = workload_of(config, values.labels, values.queries, values.tokens, values.images)
-    figures = plan(config, workload, devices)
+    figures = plan(config, workload, devices, compiled=values.compile)
     if values.json == "-":
         json.dump(figures, sys.stdout, indent=2)
         print()
@@ -105,8 +107,10 @@ def workload_of(
     return Workload(labels, queries, test, tokens or config.text.max_tokens / 2, images)
 
 
-def plan(config: ConfigDict, workload: Workload, devices: Topology) -> dict[str, Any]:
-    """Compiles a config's programs and returns the figures, JSON-able.
+def plan(
+    config: ConfigDict, workload: Workload, devices: Topology, *, compiled: bool = True
+) -> dict[str, Any]:
+    """Compiles a config's programs, where asked for, and returns the figures, JSON-able.
 
     Raises:
       UserError: if a device's memory is too small, with what would help.
@@ -122,6 +126,8 @@ def plan(config: ConfigDict, workload: Workload, devices: Topology) -> dict[str,
         )
 
     run = make(config)
+    if not compiled:
+        return _figures(run, devices, capacity.known_of_step(run), *capacity.known_of_encoding(run))
     try:
         step = capacity.plan_step(run, devices)
         encoding, items = capacity.plan_encoding(run, devices)
@@ -179,6 +185,7 @@ def _figures(
     return {
         "topology": devices.name,
         "devices": count,
+        "compiled": bool(step.text),
         "chip": devices.chip.name if devices.chip else None,
         "memory_limit": devices.chip.memory if devices.chip else None,
         "mesh": {axis: int(size) for axis, size in run.mesh.shape.items()},
@@ -237,7 +244,7 @@ def shown(figures: dict[str, Any]) -> str:
         f"{figures['labels']:,} labels, {figures['queries']:,} queries, batches of {figures['batch_size']:,}",
         f"items of {figures['tokens_per_item']:g} tokens and {figures['images_per_item']:g} pictures, "
         f"{figures['padding']:.1%} padding",
-        "",
+        "" if figures["compiled"] else "not compiled: activations, padding and what travels come on top\n",
     ]
     programs = [figures[name] for name in ("train", "encode")]
 

@@ -6,6 +6,7 @@ import fresh
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import PartitionSpec as P
 
 from vixml_jax import sharding
@@ -140,6 +141,43 @@ def test_collectives_in_the_form_of_tpus():
     assert (scatter.kind, scatter.group, scatter.nbytes) == ("reduce-scatter", 4, 64 * 128 * 4)
     assert scatter.sent == 64 * 128 * 4 * 3 / 4
     assert (gather.kind, gather.nbytes, gather.sent) == ("all-gather", 64 * 128 * 4, 16 * 128 * 4 * 3)
+
+
+MESH_GROUPS = """HloModule m, num_partitions=256
+
+%first (a: bf16[8,4]) -> bf16[128,4] {
+  %a = bf16[8,4]{1,0} parameter(0)
+  ROOT %g = bf16[128,4]{1,0} all-gather(%a), channel_id=7, replica_groups=GROUPS, dimensions={0}
+}
+
+%second (b: bf16[8,4]) -> bf16[128,4] {
+  %b = bf16[8,4]{1,0} parameter(0)
+  ROOT %h = bf16[128,4]{1,0} all-gather(%b), channel_id=7, replica_groups=GROUPS, dimensions={0}
+}
+
+ENTRY %main (x: bf16[8,4]) -> bf16[128,4] {
+  %x = bf16[8,4]{1,0} parameter(0)
+  %start = bf16[128,4]{1,0} fusion(%x), kind=kCustom, calls=%first
+  ROOT %end = bf16[128,4]{1,0} fusion(%x), kind=kCustom, calls=%second
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("mesh['axis_0'=16,'axis_1'=16] {'axis_1'}", 16),
+        ("mesh['data'=4,'fsdp'=64] {'data','fsdp'}", 256),
+        ("mesh['data'=256] {'data':(4)8}", 8),
+        ("[16,16]<=[16,16]T(1,0)", 16),
+        ("{}", 256),
+    ],
+)
+def test_groups_and_collectives_in_pieces(groups, size):
+    """Groups may be named by axes of a mesh; a collective beside several fusions stands in each of them."""
+    (gather,) = costs_of(Program(MESH_GROUPS.replace("GROUPS", groups))).collectives
+    assert gather.group == size
+    assert gather.sent == 8 * 4 * 2 * (size - 1)
 
 
 def test_traffic_of_lookups_and_updates_is_their_rows():

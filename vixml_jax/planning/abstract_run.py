@@ -118,17 +118,21 @@ class AbstractRun:
             )
             return step.trace(self.state, self.frozen, self.train_batch())
 
-    def trace_encoding(self) -> tuple[jax.stages.Traced, int]:
-        """Traces one call of the encoder; returns the number of its items, too."""
+    def trace_encoding(self) -> jax.stages.Traced:
+        """Traces one call of the encoder."""
         with sharding.use(self.mesh):
             embedder: Embedder = run.make_embedder(self.config, self.graphdef, self.mesh)
-            traced = embedder.trace(self.state.params, self.frozen, self.encoding_tokens())
-            return traced, embedder.items_per_call
+            assert embedder.items_per_call == self.items_per_call
+            return embedder.trace(self.state.params, self.frozen, self.encoding_tokens())
 
     def encoding_tokens(self) -> PackedTokens:
         """Returns the shapes of what one call of the encoder takes."""
-        items = sharding.round_up(self.config.eval.items_per_call, sharding.num_row_shards(self.mesh))
-        return self._tokens(items, powers_of_two=True)
+        return self._tokens(self.items_per_call, powers_of_two=True)
+
+    @property
+    def items_per_call(self) -> int:
+        """Items that one call of the encoder takes."""
+        return sharding.round_up(self.config.eval.items_per_call, sharding.num_row_shards(self.mesh))
 
     def useful_slots(self, num_items: int) -> float:
         """Slots of so many items without padding, mean."""

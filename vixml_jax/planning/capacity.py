@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vixml_jax.errors import UserError
 from vixml_jax.planning import useful
 from vixml_jax.planning.abstract_run import AbstractRun
 from vixml_jax.planning.chips import ALWAYS_SHOWN, CHIPS, Chip
 from vixml_jax.planning.compiled_text import Program
-from vixml_jax.planning.costs import Costs, costs_of
+from vixml_jax.planning.costs import Costs, Matmul, costs_of
 from vixml_jax.planning.topology import Topology
 
 _USED = re.compile(r"Used (?P<used>[\d.]+[KMGT]?) of (?P<limit>[\d.]+[KMGT]?) hbm")
@@ -119,6 +120,7 @@ def plan_step(run: AbstractRun, topology: Topology) -> ProgramPlan:
 
     Raises:
       DoesNotFit: if the compiler says so.
+      UserError: if its program cannot be read.
     """
     model, repeated = useful.step_flops(run)
     return _plan(run, run.trace_step(), topology, model, repeated, run.train_batch(), training=True)
@@ -130,9 +132,9 @@ def plan_encoding(run: AbstractRun, topology: Topology) -> tuple[ProgramPlan, in
     Raises:
       DoesNotFit: if the compiler says so.
     """
-    traced, items = run.trace_encoding()
+    items, tokens = run.items_per_call, run.encoding_tokens()
     model = useful.encoding_flops(run, items)
-    return _plan(run, traced, topology, model, 0.0, run.encoding_tokens(), training=False), items
+    return _plan(run, run.trace_encoding(), topology, model, 0.0, tokens, training=False), items
 
 
 def _plan(
@@ -154,16 +156,51 @@ def _plan(
     seconds = time.monotonic() - start
     used: Any = compiled.memory_analysis()
     live_after = used.output_size_in_bytes - used.alias_size_in_bytes
-    memory = Memory(
+    memory = dataclasses.replace(
+        _arguments(run, batch, training=training),
+        activations=used.temp_size_in_bytes + live_after,
+        code=used.generated_code_size_in_bytes,
+    )
+    try:
+        text = compiled.as_text() or ""
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"the program for {topology.name} cannot be read: jax and its compiler are not of one version",
+            fix="pip install 'vixml-jax[plan]' brings the TPU compiler that goes with jax",
+        ) from error
+    return ProgramPlan(memory, costs_of(Program(text)), model, repeated, text, seconds)
+
+
+def known_of_step(run: AbstractRun) -> ProgramPlan:
+    """Returns what is known of the training step without compiling it: no activations, no traffic."""
+    model, repeated = useful.step_flops(run)
+    memory = _arguments(run, run.train_batch(), training=True)
+    return _known(run, memory, model, repeated)
+
+
+def known_of_encoding(run: AbstractRun) -> tuple[ProgramPlan, int]:
+    """Returns what is known of a call of the encoder without compiling it, and its items."""
+    items = run.items_per_call
+    memory = _arguments(run, run.encoding_tokens(), training=False)
+    return _known(run, memory, useful.encoding_flops(run, items), 0.0), items
+
+
+def _known(run: AbstractRun, memory: Memory, model: float, repeated: float) -> ProgramPlan:
+    flops = round((model + repeated) / run.mesh.devices.size)
+    matmul = Matmul(flops, (run.spec.dtype, run.spec.dtype), (), 1, "the model")
+    return ProgramPlan(memory, Costs((matmul,), (), 0.0), model, repeated, "", 0.0)
+
+
+def _arguments(run: AbstractRun, batch: Any, *, training: bool) -> Memory:
+    """What a program is called with."""
+    return Memory(
         parameters=nbytes(run.state.params) + nbytes(run.frozen),
         optimizer=nbytes(run.state.opt_state) if training else 0,
         tables=nbytes(run.state.tables) if training else 0,
         batch=nbytes(batch),
-        activations=used.temp_size_in_bytes + live_after,
-        code=used.generated_code_size_in_bytes,
+        activations=0,
+        code=0,
     )
-    text = compiled.as_text() or ""
-    return ProgramPlan(memory, costs_of(Program(text)), model, repeated, text, seconds)
 
 
 @contextlib.contextmanager

@@ -84,7 +84,7 @@ class Instruction:
         if not match:
             return ""
         rest = self.attributes[match.end() :]
-        return _balanced(rest) if rest.startswith("{") else rest.split(", ", 1)[0].split(" ", 1)[0]
+        return _balanced(rest) if rest.startswith("{") else rest.split(", ", 1)[0]
 
     def called(self, attribute: str) -> str:
         """Returns the computation that an attribute names."""

@@ -197,16 +197,24 @@ def group_size(instruction: Instruction, devices: int) -> int:
     groups = instruction.attribute("replica_groups")
     if match := re.match(r"\[(\d+),(\d+)\]", groups):
         return int(match.group(2))
+    if match := re.match(r"mesh\[(.*)\] \{(.*)\}", groups):  # axes of a mesh, or parts of them
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match.group(1)))
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match.group(2))
+        return math.prod(int(part or sizes[name]) for name, part in axes)
     first = re.search(r"\{([\d,]+)\}", groups)
     return len(first.group(1).split(",")) if first else devices
 
 
 def _collectives(uses: Iterable[Use], devices: int) -> Iterable[Collective]:
+    seen = set()
     for use in uses:
         instruction = use.instruction
         kind = kind_of(instruction)
-        if kind is None:
+        # TPU: one that goes on beside several fusions stands in each of them, under one number.
+        channel = instruction.attribute("channel_id")
+        if kind is None or (channel and use.fused and (channel, use.times) in seen):
             continue
+        seen.add((channel, use.times))
         group = group_size(instruction, devices)
         given = tuple(
             array
