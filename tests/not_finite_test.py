@@ -99,6 +99,7 @@ def test_a_run_stops_at_the_first_bad_step(
     assert all(np.isfinite(list(record.values())).all() for record in logged)
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_from_what_was_kept(dataset, tmp_path, monkeypatch):
     """Where the fault was none of the run's own, such as a machine's memory."""
     spoil(monkeypatch, BAD, {"train/loss": jnp.float32("nan")})

@@ -145,6 +145,7 @@ def test_a_field_that_cannot_be_meant_is_said(changes, tmp_path):
         {"weight_map": {"a": "sub/inside.safetensors"}},
         {"weight_map": {"a": "..safetensors"}},
         {"weight_map": {"a": "model.bin"}},
+        {"weight_map": {"a": "9" * 5000 + ".safetensors"}},
         {"weight_map": {"a": "x.safetensors\n"}},
     ],
     ids=str,

@@ -28,7 +28,10 @@ MAX_SIZE = 2**31 - 1  # indices are int32
 MOST_LACKING = 1 << 24
 HEADER_FIX = "the first line must be two whole numbers: rows columns"
 
-_ENTRY = re.compile(rb"(\d+):([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf|[-+]?nan)", re.IGNORECASE)
+# Digits in two places next to each other would be tried in every split: minutes for a long number.
+_ENTRY = re.compile(
+    rb"(\d+):([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf|[-+]?nan)", re.IGNORECASE
+)
 # What numbers, colons and white space are made of; any other byte is an error before numbers are read.
 _ALLOWED = np.zeros(256, bool)
 _ALLOWED[list(b"0123456789+-.eEinfaINFA: \t\r\n\v\f")] = True

@@ -293,7 +293,7 @@ def _shards(index_file: Path) -> list[str]:
         raise UserError("has no weight_map", file=index_file, fix="give a complete checkpoint")
     names = set()
     for name in weight_map.values():
-        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name):
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]{0,200}\.safetensors", name):
             raise UserError(f"names a file {name!r}", file=index_file, fix="do not use it")
         names.add(name)
     return sorted(names)
