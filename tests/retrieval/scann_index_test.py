@@ -82,6 +82,31 @@ def test_reaches_its_recall_without_a_sample(rng, kind):
 
 
 @needs_scann
+def test_long_embeddings_have_coarse_codes_and_reach_their_recall(rng):
+    labels, queries = drawn(rng, "clustered", num_labels=4000, num_queries=600, dim=400)
+    index = retrieval.build(labels, target_recall=0.95, k=20, sample_queries=queries[:300], num_leaves=60)
+    assert index.measured["block"] == 8
+    oracle = retrieval.build(labels, kind="exact")
+    assert recall(index.search(queries[300:], 20)[0], oracle.search(queries[300:], 20)[0]) > 0.93
+
+
+@needs_scann
+def test_where_coarse_codes_fail_fine_ones_are_tried(rng, monkeypatch):
+    labels, queries = drawn(rng, "clustered", num_labels=4000, num_queries=300, dim=400)
+    asked, cheapest = [], scann_tuning.cheapest
+
+    def refuses_coarse(*arguments):
+        asked.append(arguments[-1])
+        return cheapest(*arguments) if arguments[-1] == 2 else None
+
+    monkeypatch.setattr(scann_tuning, "cheapest", refuses_coarse)
+    index = retrieval.build(labels, target_recall=0.9, k=20, sample_queries=queries, num_leaves=60)
+    assert asked == [8, 2]
+    assert index.measured["block"] == 2
+    assert index.measured["recall"] >= 0.9
+
+
+@needs_scann
 def test_same_input_same_index(rng):
     labels, queries = drawn(rng, "clustered")
     first, *others = (retrieval.build(labels, target_recall=0.9, k=10) for _ in range(4))

@@ -19,9 +19,10 @@ SAMPLE = 512
 NOISE = 1.0
 # Candidates scored again, in units of k.
 REORDERS = (3.0, 2.0, 1.5, 4.0, 6.0, 8.0, 12.0, 16.0)
-# Time of a search in units of scoring one label by its code, from bulk searches of 60,000 labels x 64 and
-# x 384 on 2 cores: a candidate scored again 15 to 26, a label in ScaNN's brute force 1.3 to 1.6. Choosing by
-# this model instead of a clock keeps the choice the same in every build.
+# Time of a search in units of scoring one label by codes of 2 dimensions each, from bulk searches of 60,000
+# labels x 64 and x 384 on 2 cores: a candidate scored again 15 to 26, a label in ScaNN's brute force 1.3 to
+# 1.6. Codes of more dimensions are fewer, and scored in proportion less time. Choosing by this model instead
+# of a clock keeps the choice the same in every build.
 COST_REORDER, COST_BRUTE_FORCE = 20.0, 1.5
 # Labels of equal score are interchangeable: one counts as found from this much below the k-th best, in units
 # of the highest score, which also covers that ScaNN sums in another order.
@@ -85,8 +86,12 @@ class Sample(NamedTuple):
         return 1e3 * statistics.median(seconds) / len(self.queries_SD)
 
 
-def cheapest(searcher: Any, sample: Sample, target: float, num_labels: int, leaves: int) -> Setting | None:
+def cheapest(
+    searcher: Any, sample: Sample, target: float, num_labels: int, leaves: int, block: int = 2
+) -> Setting | None:
     """The cheapest setting that reaches the target for less than brute force, or None.
+
+    `block` is the number of dimensions that a code stands for.
 
     For each number of candidates it raises the leaves first, as recall is lost to partitioning while few are
     searched; it stops where the setting would cost more than the best so far. Recall rises with either.
@@ -96,7 +101,7 @@ def cheapest(searcher: Any, sample: Sample, target: float, num_labels: int, leav
     for reorder in dict.fromkeys(min(num_labels, math.ceil(share * sample.k)) for share in REORDERS):
 
         def cost(rung: int, reorder: int = reorder) -> float:
-            return num_labels * ladder[rung] / leaves + COST_REORDER * reorder
+            return num_labels * ladder[rung] / leaves * 2 / block + COST_REORDER * reorder
 
         below, rung, step = -1, None, 3
         while below + 1 < len(ladder) and cost(below + 1) < best_cost:
