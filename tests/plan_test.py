@@ -145,16 +145,20 @@ def test_without_the_tpu_compiler(monkeypatch):
         topology("v5e:4x4")
 
 
-def test_what_the_compiler_says_about_memory():
-    found = capacity._does_not_fit(
-        RuntimeError(
-            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
-            "Used 21.25G of 15.75G hbm. Exceeded hbm capacity by 5.50G."
-        )
-    )
+@pytest.mark.parametrize(
+    "said",
+    [
+        "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 30.87G of 15.75G hbm. "
+        "Exceeded hbm capacity by 15.12G.",
+        "E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO temporaries "
+        "(30.87G) exceeds available HBM (15.75G). HLO module: jit_step.",
+    ],
+)
+def test_what_the_compiler_says_about_memory(said):
+    found = capacity._does_not_fit(RuntimeError(f"RESOURCE_EXHAUSTED: {said}"))
     assert found is not None
-    assert (found.needed, found.limit) == (21.25 * 2**30, 15.75 * 2**30)
-    assert capacity._does_not_fit(RuntimeError("INTERNAL: Used 21.25G of 15.75G hbm.")) is None
+    assert (found.needed, found.limit) == (30.87 * 2**30, 15.75 * 2**30)
+    assert capacity._does_not_fit(RuntimeError(f"INTERNAL: {said}")) is None
 
 
 def test_a_program_that_cannot_be_read(single_mesh, monkeypatch):

@@ -22,7 +22,12 @@ from vixml_jax.planning.compiled_text import Program
 from vixml_jax.planning.costs import Costs, Matmul, costs_of
 from vixml_jax.planning.topology import Topology
 
-_USED = re.compile(r"Used (?P<used>[\d.]+[KMGT]?) of (?P<limit>[\d.]+[KMGT]?) hbm")
+# How compilers say that a program takes more memory than there is.
+_SIZE = r"([\d.]+[KMGT]?)"
+_TOO_LARGE = (
+    re.compile(rf"Used {_SIZE} of {_SIZE} hbm"),
+    re.compile(rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)"),
+)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -226,7 +231,7 @@ def nbytes(tree: Any) -> int:
 
 def _does_not_fit(error: Exception) -> DoesNotFit | None:
     """What a compiler's message says about memory; None where it is about something else."""
-    found = _USED.search(str(error))
+    found = next(filter(None, (form.search(str(error)) for form in _TOO_LARGE)), None)
     if "RESOURCE_EXHAUSTED" not in str(error) or not found:
         return None
     return DoesNotFit(
