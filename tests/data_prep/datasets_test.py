@@ -3,92 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import hashlib
 import io
-import json
 import zipfile
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 import raw_folders
+from fake_downloads import EMBEDDINGS, REPO, mm_zip, raw_zip, release, serve_hub, zipped
 
 from data_prep import datasets, images, repository, sources
 from vixml_jax import cli
 from vixml_jax.data import formats
-
-REPO = "someone/vixml_data"
-EMBEDDINGS = np.random.default_rng(0).normal(size=(3, 1152)).astype(np.float32)
-
-
-def zipped(members: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as packed:
-        # Of no time: always the same bytes.
-        for name, data in members.items():
-            packed.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
-    return buffer.getvalue()
-
-
-def _json_lines(rows: list[dict]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-
-
-def raw_zip(folder: str = "LF-Amazon-131K", packed: bool = True, filters: bool = True) -> bytes:
-    """The repository's archive of raw texts."""
-    members = {f"{folder}/": b""}
-    for name, rows in raw_folders.ROWS.items():
-        data = _json_lines(rows)
-        members[f"{folder}/{name}.json{'.gz' * packed}"] = gzip.compress(data, mtime=0) if packed else data
-    if filters:
-        members |= {f"{folder}/{name}": b"0 1\n" for name in repository.FILTERS}
-    return zipped(members | {f"{folder}/Yf.txt": b"not wanted"})
-
-
-def mm_zip() -> bytes:
-    """The archive of MM-AmazonTitles-300K: latin-1 texts after an arrow, labels apart, a list of pictures."""
-    folder = "MM-AmazonTitles-300K"
-    members = {f"{folder}/img.urls.txt": b"a\thttp://127.0.0.1/1.jpg\nl1\thttp://127.0.0.1/2.jpg\n"}
-    for short, (text, labels) in repository.TEXTS.items():
-        rows = raw_folders.ROWS[short]
-        lines = [f"{row['uid']}->{row['title'].encode('ascii', 'replace').decode()} é\n" for row in rows]
-        members[f"{folder}/raw_data/{text}"] = "".join(lines).encode("latin-1")
-        if labels:
-            pairs = [" ".join(f"{label}:1.0" for label in row["target_ind"]) for row in rows]
-            text = "\n".join([f"{len(rows)} {len(raw_folders.LABELS)}", *pairs]) + "\n"
-            members[f"{folder}/{labels}"] = text.encode()
-    return zipped(members | {f"{folder}/{name}": b"0 1\n" for name in repository.FILTERS})
-
-
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
-def release() -> dict[str, bytes]:
-    """The ViXML release's files of a dataset: float32 embeddings, and object arrays that map rows to them."""
-    urls, images_of = io.BytesIO(), np.empty(2, object)
-    table = pa.table({"id": ["a", "a", "l1"], "url": ["http://127.0.0.1/1", "http://127.0.0.1/2", "ftp://x"]})
-    pyarrow.parquet.write_table(table, urls)
-    images_of[:] = [[0, 2], -1]
-    embeddings = dict.fromkeys(sources.EMBEDDINGS, _npy(EMBEDDINGS))
-    return {sources.URL_LIST: urls.getvalue(), **embeddings, **dict.fromkeys(sources.MAPS, _npy(images_of))}
-
-
-def serve_hub(server, folder: str, files: dict[str, bytes], **page) -> None:
-    """Serves a repository as the hub does: a list with checksums, and addresses that redirect elsewhere."""
-    entries: list[dict] = [{"type": "directory", "path": folder, "oid": "1" * 40, "size": 0}]
-    for name, data in {f"{folder}/{name}": data for name, data in files.items()}.items():
-        lfs = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 133}
-        entries.append({"type": "file", "path": name, "oid": "2" * 40, "size": len(data), "lfs": lfs})
-        target = server.add(f"/cdn/{name}", data, **page)
-        server.add(f"/datasets/{REPO}/resolve/main/{name}", status=302, headers={"Location": target})
-    entries.append({"type": "file", "path": "README.md", "oid": "3" * 40, "size": 7})
-    server.add(f"/api/datasets/{REPO}/tree/main?recursive=true", json.dumps(entries).encode())
 
 
 @pytest.fixture
@@ -126,7 +53,7 @@ EXPECTED = {
 @pytest.mark.parametrize("packed", [True, False])
 def test_raw_texts(server, run, tmp_path, capsys, packed):
     server.add("/text", raw_zip(packed=packed))
-    serve_hub(server, "LF-AmazonTitles-131K", release())
+    serve_hub(server, {"LF-AmazonTitles-131K": release()})
     assert run("lf_amazontitles_131k") == 0
     raw = tmp_path / "raw"
     assert _rows(raw) == EXPECTED
@@ -187,7 +114,7 @@ def test_no_filters_at_all(server, run, capsys):
 def test_embeddings_of_the_release(server, run, tmp_path):
     server.add("/text", raw_zip("LF-Amazon-1.3M"))
     # Breaks are gone on from; and the folder on the hub has the other name.
-    serve_hub(server, "sub/LF-Amazon-1.3M", release(), break_each=6000)
+    serve_hub(server, {"sub/LF-Amazon-1.3M": release()}, break_each=6000)
     assert run("lf_amazontitles_1p3m", "--parts=embeddings") == 0
     for name in sources.EMBEDDINGS:
         np.testing.assert_array_equal(np.load(tmp_path / "raw" / name), EMBEDDINGS)
@@ -269,13 +196,13 @@ def test_hubs_that_have_no_such_thing(server, run, capsys):
         server.add(at, body)
         assert run("lf_amazontitles_131k") == 2
         assert "not a list of files" in capsys.readouterr().err or body == b"{}"
-    serve_hub(server, "MM-AmazonTitles-300K", release())
+    serve_hub(server, {"MM-AmazonTitles-300K": release()})
     assert run("lf_amazontitles_131k") == 2
     error = capsys.readouterr().err
     assert "no img_urls.parquet below LF-AmazonTitles-131K or LF-Amazon-131K" in error
     assert "MM-AmazonTitles-300K" in error
     files = release()
-    serve_hub(server, "LF-AmazonTitles-131K", files)
+    serve_hub(server, {"LF-AmazonTitles-131K": files})
     server.add(f"/cdn/LF-AmazonTitles-131K/{sources.URL_LIST}", files[sources.URL_LIST][::-1])
     assert run("lf_amazontitles_131k") == 2
     assert "its SHA-256 is" in capsys.readouterr().err
