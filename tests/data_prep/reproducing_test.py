@@ -101,6 +101,11 @@ def test_the_page_from_nothing_to_the_last_table(server, shell, tmp_path):
         return command
 
     def do(command: str) -> str:
+        if command.startswith("cp -r "):  # for whoever has trained the row of another table, and not this one
+            _, _, source, target = command.split()
+            config = f"configs/lf_amazontitles_131k.py:backbone={Path(source).name.replace('_', ',')}"
+            do(f"vixml train --config={config} --workdir={source}")
+            shell(f"rm -r {target}")
         code, printed = shell(as_here(command))
         assert code == 0, f"{command}\n{printed[-6000:]}"
         return printed
