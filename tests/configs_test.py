@@ -52,3 +52,9 @@ def test_a_saved_config_is_read_back(tmp_path):
 def test_a_wrong_argument_is_named(arg, message):
     with pytest.raises(UserError, match=message):
         module_of(CONFIGS[0]).get_config(arg)
+
+
+def test_a_smoke_test_of_no_epochs_stays_one():
+    module = module_of(FOLDER / "lf_amazontitles_131k.py")
+    assert module.get_config("epochs=0,smoke").train.epochs == 0
+    assert module.get_config("smoke").train.epochs == 2

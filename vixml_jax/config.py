@@ -182,7 +182,7 @@ def shrink(config: ConfigDict) -> None:
     config.text.layers = 0
     config.vision.images = min(config.vision.images, 1)
     config.prototype.free_vectors = 128
-    config.train.epochs = 2
+    config.train.epochs = min(config.train.epochs, 2)
     config.train.batch_size = 64
     config.train.log_every = 1
     config.mining.start = 1
