@@ -440,6 +440,6 @@ def _update(config: ConfigDict, values: Any, path: Path, prefix: str = "") -> No
             if value is None:
                 raise TypeError
             config[name] = tuple(value) if isinstance(value, list) else value
-        except TypeError:
+        except (TypeError, OverflowError):  # whole numbers may be longer than any float
             kind = type(config[name]).__name__
             raise UserError(f"{prefix}{name} is no {kind}", file=path, fix="give it as it was") from None

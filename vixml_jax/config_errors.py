@@ -49,7 +49,10 @@ def explained(error: Exception, arguments: Sequence[str]) -> Exception:
         unknown = unknown_field(arguments, config) if isinstance(config, ConfigDict) else None
         if unknown:
             return unknown
-    if isinstance(error, (KeyError, TypeError, ValueError)) and "ml_collections" in frames[-1].filename:
+    if (
+        isinstance(error, (KeyError, TypeError, ValueError, OverflowError))
+        and "ml_collections" in frames[-1].filename
+    ):
         return UserError(_one_line(error), fix="overrides are --config.section.field=value")
     return error
 

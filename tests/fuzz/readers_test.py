@@ -110,6 +110,11 @@ FOUND = {
     "a rate that is no number": ("overrides", "overrides", b"\noptimizer.weight_decay=nan"),
     "a seed beyond JAX's": ("overrides", "overrides", b"\ntrain.seed=99999999999"),
     "a field of another type": ("config_json", "config.json", b'{"prototype": {"free_vectors": 0.5}}'),
+    "a number beyond floats": (
+        "config_json",
+        "config.json",
+        b'{"optimizer": {"lr": 1' + b"0" * 400 + b"}}",
+    ),
     "a number for a section": ("config_json", "config.json", b'{"prototype": 3}'),
     "a list for a config": ("config_json", "config.json", b"[]"),
     "an unfinished header": (
