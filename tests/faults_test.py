@@ -1,15 +1,16 @@
-"""Processes killed and disks full: the next run goes on, to the same end."""
+"""Processes killed, disks full or read-only, a clock set back: the next run goes on to the same end."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import tiny
 
 from vixml_jax.prepare import prepare
 
+SETTINGS = {"text.layers": 1, "train.epochs": 4, "eval.every": 2, "checkpoint.every_steps": 1}
 # TFDS's notes about a dataset, and its records, whose fields it writes in any order: compared as read.
 NOTES = ("dataset_info.json", ".array_record-")
 
@@ -134,3 +136,91 @@ def assert_one_line(failed: subprocess.CompletedProcess, problem: str) -> None:
     last = failed.stderr.strip().splitlines()[-1]
     assert last.startswith("vixml: error: ")
     assert problem in last.lower(), failed.stderr
+
+
+class Pipeline:
+    """The commands from a raw folder to predictions, below one root."""
+
+    def __init__(self, root: Path, raw: Path):
+        self.root, self.run, self.dataset = root, root / "run", root / "dataset"
+        root.mkdir(exist_ok=True)
+        self.config = launched.config_file(root / "config.py", self.dataset, 2, SETTINGS)
+        queries = root / "queries.jsonl"
+        queries.write_text("".join(json.dumps({"title": f"lamp number {i}"}) + "\n" for i in range(40)))
+        self.predicted = root / "predicted.jsonl"
+        predict = vixml("predict", f"--workdir={self.run}", f"--input={queries}")
+        self.stages: dict[str, list[str]] = {
+            "prepare": vixml("prepare", f"--raw={raw}", f"--out={self.dataset}", "--name=tiny"),
+            "train": vixml("train", f"--config={self.config}", f"--workdir={self.run}"),
+            "index": vixml("index", f"--workdir={self.run}", "--kind=exact", "--k=7"),
+            "predict": [*predict, f"--output={self.predicted}"],
+        }
+
+    def finish(self, stage: str) -> None:
+        """Runs a stage to its end."""
+        done = run(self.stages[stage])
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def mounted(tmp_path) -> Iterator[Callable[..., Path]]:
+    """Mounts a memory file system of some size, or mounts it again with other options."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(options: str) -> Path:
+        how = f"remount,{options}" if os.path.ismount(place) else options
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", how, "tmpfs", place], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            pytest.skip(f"cannot mount: {done.stderr.strip()}")
+        return place
+
+    yield mount
+    if os.path.ismount(place):
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.slow
+def test_a_workdir_that_cannot_be_written_to(raw, tmp_path, mounted):
+    """What writes there says so in one line; what only reads works."""
+    disk = mounted("size=200m")
+    pipeline = Pipeline(disk / "root", raw)
+    for stage in ("prepare", "train", "predict"):
+        pipeline.finish(stage)
+    before = pipeline.predicted.read_bytes()
+    mounted("ro")
+    for stage in ("train", "index", "predict"):
+        assert_one_line(run(pipeline.stages[stage]), "read-only")
+    elsewhere = tmp_path / "elsewhere.jsonl"
+    command = [*pipeline.stages["predict"][:-1], f"--output={elsewhere}"]
+    done = run(command)
+    assert done.returncode == 0, done.stderr
+    assert elsewhere.read_bytes() == before
+    mounted("rw")
+
+
+@pytest.mark.slow
+def test_a_clock_set_back_and_a_second_run(raw, tmp_path):
+    """Every file is a year younger than now; and of two runs on one workdir the second is refused."""
+    whole, other = Pipeline(tmp_path / "whole", raw), Pipeline(tmp_path / "other", raw)
+    for stage in ("prepare", "train"):
+        whole.finish(stage)
+    other.finish("prepare")
+    command, sign = other.stages["train"], newest(other.run, "metrics.jsonl")
+    before = sign()
+    first = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL, start_new_session=True)
+    while first.poll() is None and sign() == before:
+        time.sleep(0.01)
+    second = run(command)
+    assert_one_line(second, "another run has owned it since")
+    assert f"process {first.pid} on " in second.stderr
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    future = time.time() + 365 * 24 * 3600
+    for path in other.root.rglob("*"):
+        os.utime(path, (future, future))
+    other.finish("train")
+    assert_same(whole.run / "embeddings", other.run / "embeddings")
+    assert (whole.run / "metrics.json").read_bytes() == (other.run / "metrics.json").read_bytes()
