@@ -106,3 +106,20 @@ def test_moving_average():
     old, new = np.array([[1.0, 0.0]]), np.array([[0.0, 2.0]])
     np.testing.assert_allclose(centroids.moving_average(old, new), [[0.95, 0.1]])
     np.testing.assert_allclose(centroids.moving_average(old, new, decay=0.5), [[0.5, 1.0]])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_borrowed_centroids(seed):
+    rng = np.random.default_rng(seed)
+    known = rng.normal(size=(8, 5)).astype(np.float32)
+    known[[2, 6]] = 0  # labels without training queries lend nothing
+    near = np.array([[0, 2, 3], [7, 5, -1], [2, 6, -1], [4, 1, 0]])
+    cosines = -np.sort(-rng.uniform(-1, 1, near.shape).astype(np.float32), axis=1)
+    cosines[near < 0] = -np.inf
+    borrowed = centroids.borrowed_centroids(known, near, cosines)
+    for row, (labels, similar) in enumerate(zip(near, cosines, strict=True)):
+        lenders = [(np.exp(s / 0.05), known[i]) for i, s in zip(labels, similar, strict=True) if i >= 0]
+        lenders = [(weight, centroid) for weight, centroid in lenders if centroid.any()]
+        whole = sum(weight for weight, _ in lenders)
+        wanted = sum(weight * centroid for weight, centroid in lenders) / whole if lenders else np.zeros(5)
+        np.testing.assert_allclose(borrowed[row], wanted, rtol=1e-4, atol=1e-6)

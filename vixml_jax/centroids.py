@@ -32,6 +32,38 @@ PAIRS_AT_ONCE = 16_384
 LABELS_AT_ONCE = 8_192
 
 
+# A label unseen in training borrows its centroid from so many known labels; weights are a softmax of cosines
+# at this temperature.
+BORROWED_FROM, BORROWED_TEMPERATURE = 10, 0.05
+
+
+def borrowed_centroids(centroids_LD: np.ndarray, near_NK: np.ndarray, cosines_NK: np.ndarray) -> np.ndarray:
+    """Centroids of labels without training queries: means of those of known labels with the nearest texts.
+
+    A zero instead, which training hardly ever sees, makes a prototype that no query finds among those of
+    known labels (docs/serving.md has figures).
+
+    Args:
+      centroids_LD: float32 [L, D] of known labels; zeros where one has no training queries itself, which then
+        lends nothing.
+      near_NK: int [N, K], known labels near each of N new ones, nearest first; -1 where there are fewer.
+      cosines_NK: float32 [N, K] of the texts' embeddings.
+
+    Returns:
+      float32 [N, D]; zeros where no label lends anything.
+    """
+    weights_NK = np.exp((cosines_NK - cosines_NK[:, :1]) / BORROWED_TEMPERATURE)
+    total_ND = np.zeros((len(near_NK), centroids_LD.shape[1]), np.float32)
+    lent_N1 = np.zeros((len(near_NK), 1), np.float32)
+    for near_N, weight_N in zip(near_NK.T, weights_NK.T, strict=True):
+        lender_ND = centroids_LD[np.maximum(near_N, 0)]
+        lends_N = (near_N >= 0) & lender_ND.any(axis=1)
+        weight_N1 = np.where(lends_N, weight_N, 0).astype(np.float32)[:, None]
+        total_ND += weight_N1 * lender_ND
+        lent_N1 += weight_N1
+    return total_ND / np.where(lent_N1 > 0, lent_N1, 1)
+
+
 class LabelCentroids:
     """Computes the centroids of one relevance matrix, whose pairs are laid out once.
 

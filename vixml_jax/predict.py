@@ -31,6 +31,7 @@ from PIL import Image
 from vixml_jax import banks as banks_lib
 from vixml_jax import classifier_stage, classifiers, data, evaluate, files, retrieval, sharding
 from vixml_jax import run as run_lib
+from vixml_jax.centroids import BORROWED_FROM, borrowed_centroids
 from vixml_jax.data import pictures, query_lines
 from vixml_jax.data.items import ItemBank
 from vixml_jax.data.packing import Template
@@ -259,8 +260,8 @@ class XmcModel:
         """Embeds labels as they are searched, float32 [N, D].
 
         A text that is exactly that of a label of the run's dataset gets that label's free vector and
-        centroid. Any other is a new label: it has no training queries, so its centroid is zero, and it shares
-        the free vector of the known label whose text is nearest.
+        centroid. Any other is a new label without training queries: it shares the free vector of the known
+        label whose text is nearest, and borrows its centroid from the ten nearest (`borrowed_centroids`).
         """
         rows = np.array([self._known_labels().get(text, -1) for text in texts], np.int64)
         return self._encode_labels(texts, images, rows)
@@ -274,12 +275,14 @@ class XmcModel:
         if not len(texts_ND):
             return texts_ND
         new = rows < 0
-        donors = rows.copy()
+        donors = np.maximum(rows, 0)
+        known_LD = np.asarray(tables.centroids)
+        centroids_ND = known_LD[donors].astype(np.float32)
         if new.any() and model.spec.prototype != "none":
-            donors[new] = self._known_label_texts().search(normalized(texts_ND[new]), 1)[0][:, 0]
-        donors = np.maximum(donors, 0)
+            near, cosines = self._known_label_texts().search(normalized(texts_ND[new]), BORROWED_FROM)
+            donors[new] = near[:, 0]
+            centroids_ND[new] = borrowed_centroids(known_LD, near, cosines)
         clusters_N = np.asarray(tables.label_clusters)[donors]
-        centroids_ND = np.where(new[:, None], 0, np.asarray(tables.centroids)[donors]).astype(np.float32)
         with sharding.use(self._mesh):
             return self._embedder.prototypes(model.params, model.frozen, texts_ND, clusters_N, centroids_ND)
 
