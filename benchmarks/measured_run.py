@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vixml_jax import centroids, metrics
+from vixml_jax import centroids, host_memory, metrics
 from vixml_jax import config as config_lib
 from vixml_jax import run as run_lib
 from vixml_jax.data.pipeline import TrainingData
@@ -51,8 +51,9 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 def begin(options: argparse.Namespace) -> int:
     """Shrinks the options if they shall be quick, and keeps the process to its cores; returns their number.
 
-    To be called before anything starts threads.
+    To be called before anything starts threads. Both sides keep what they free, as `vixml train` does.
     """
+    host_memory.keep_freed()
     if options.quick:
         options.checkpoint, options.layers = "random:bert-tiny", 0
         options.batch, options.row_length, options.rounds = 32, 32, min(options.rounds, 2)

@@ -64,6 +64,7 @@ LEVELS: dict[int, dict[str, tuple[str, ...]]] = {
                 "distributed",
                 "errors",
                 "files",
+                "host_memory",
                 "npy",
                 "ownership",
                 "preemption",
@@ -82,9 +83,9 @@ MIXES = {JOBS: True, TRAINING: True, PARTS: False, GROUND: True}
 # The face: imports nothing until it is used, and then anything.
 FACE = "__init__"
 # They import no JAX, directly or through others.
-WITHOUT_JAX = ("cli", "config_errors", "config_files", "errors", "files", "metrics", "plan", "progress",
-               "ranking", "recipes", "score", "tables", "data.predictions_file",
-               "data.sparse_text")  # fmt: skip
+WITHOUT_JAX = ("cli", "config_errors", "config_files", "errors", "files", "host_memory", "metrics",
+               "plan", "progress", "ranking", "recipes", "score", "tables",
+               "data.predictions_file", "data.sparse_text")  # fmt: skip
 MAY_PRINT = (JOBS, "progress")
 
 BANNED_MODULES = {

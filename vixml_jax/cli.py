@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 
-from vixml_jax import __version__, config_files
+from vixml_jax import __version__, config_files, host_memory
 from vixml_jax.errors import NotFinite, Preempted, UserError
 
 # Command -> its module, and what it does.
@@ -54,6 +54,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tables": ("vixml_jax.tables", "the paper's tables: a command for each row, and what was measured"),
     "metrics": ("vixml_jax.score", "score a prediction file against truth; no model, no accelerator"),
 }
+# They run towers over and over, and end: what they free they will want again.
+KEEP_MEMORY = ("demo", "train", "eval", "tune", "embed", "predict")
 EXAMPLE = "vixml train --config=configs/demo.py:images=3 --workdir=runs/demo/vixml"
 PREEMPTED = 75  # sysexits.h: a temporary failure, try again
 INTERRUPTED = 130
@@ -149,6 +151,8 @@ def _dispatch(arguments: list[str]) -> int:
     if command not in COMMANDS:
         kind = "flag before the command" if command.startswith("-") else "command"
         raise UserError(f"unknown {kind} {command!r}", fix=_nearest(command, COMMANDS, "vixml --help"))
+    if command in KEEP_MEMORY:
+        host_memory.keep_freed()
     return _run(importlib.import_module(COMMANDS[command][0]), f"vixml {command}", rest)
 
 
