@@ -216,6 +216,21 @@ def test_a_config_that_does_not_fit_says_by_how_much(monkeypatch, capsys):
     assert "trying --config.mesh.fsdp=4" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_labels_cost_memory_alone():
+    steps = []
+    for labels in (100_000, 100_000_000):
+        config = small_config()
+        config.mesh.fsdp = 2
+        mesh = sharding.make_mesh(2, 2, 1, list(topology("cpu:4").devices))
+        run = abstract_run(config, Workload(labels, 5000, 0, 8.0, 1.0), mesh)
+        steps.append(capacity.plan_step(run, topology("cpu:4")))
+    few, many = steps
+    assert many.costs.flops == few.costs.flops
+    assert many.costs.sent_by_kind() == few.costs.sent_by_kind()
+    assert many.memory.total - many.memory.tables == few.memory.total - few.memory.tables
+
+
 @pytest.mark.parametrize("fsdp", [1, 2, 8, 16, 64])
 def test_any_mesh_lies_on_a_slice(fsdp):
     """Also one whose axes are not those of the slice."""

@@ -15,6 +15,7 @@ COLLECTIVES = (
     *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
     *("collective-permute", "collective-broadcast"),
 )
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\S*\))? \{([^}]*)\}")
 # They move or name what is there already.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"),
@@ -197,7 +198,8 @@ def group_size(instruction: Instruction, devices: int) -> int:
     groups = instruction.attribute("replica_groups")
     if match := re.match(r"\[(\d+),(\d+)\]", groups):
         return int(match.group(2))
-    if match := re.match(r"mesh\[(.*)\] \{(.*)\}", groups):  # axes of a mesh, or parts of them
+    # Axes of a mesh, or parts of them; the order of its devices may stand between.
+    if match := _MESH_GROUPS.search(instruction.attributes):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", match.group(1)))
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match.group(2))
         return math.prod(int(part or sizes[name]) for name, part in axes)
