@@ -52,7 +52,11 @@ def read(path: str | Path) -> pa.Table:
     try:
         table = _read_parquet(path) if path.suffix == ".parquet" else _read_text(path)
         columns = [pc.utf8_trim_whitespace(table[name].cast(pa.string())) for name in ("uid", "url")]
-    except (pa.ArrowException, OSError) as error:  # of a broken file Arrow says now this, now that
+    except (
+        pa.ArrowException,
+        OSError,
+        UnicodeDecodeError,
+    ) as error:  # of a broken file Arrow says now this, now that
         problem = " ".join(str(error).split())
         raise UserError(f"cannot be read ({problem})", file=path, fix="give rows of uid and url") from None
     none = pa.scalar(None, pa.string())

@@ -517,7 +517,7 @@ def _read_tokenizer(folder: Path, name: str) -> None:
     from vixml_jax.data.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(folder)
-    tokenizer.encode_batch(["red kettle", ""], 8)
+    tokenizer.encode_batch(["red kettle", "", "日本"], 8)
 
 
 def _label_index_seeds() -> Seeds:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -98,6 +99,8 @@ def columns_first(rows: int) -> bytes:
     return buffer.getvalue()
 
 
+TOKENIZER = readers.READERS["tokenizer"].seeds["tokenizer.json"][0]
+UNKNOWN = re.sub(rb'"unk_token": *"[^"]*"', b'"unk_token":"[NONE]"', TOKENIZER)
 PARQUET = readers.READERS["url_lists"].seeds["urls.parquet"][0]
 # (reader, file, content) of faults that are repaired; all of them are refused now.
 FOUND = {
@@ -115,6 +118,7 @@ FOUND = {
         "config.json",
         b'{"optimizer": {"lr": 1' + b"0" * 400 + b"}}",
     ),
+    "an unknown token that is unknown": ("tokenizer", "tokenizer.json", UNKNOWN),
     "a number for a section": ("config_json", "config.json", b'{"prototype": 3}'),
     "a list for a config": ("config_json", "config.json", b"[]"),
     "an unfinished header": (

@@ -171,7 +171,11 @@ class Tokenizer:
           int32 [S], the texts' token ids end to end, and int64 [N], how many each has.
         """
         self._backend.enable_truncation(max_tokens)
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=self._special_tokens)
+        try:
+            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=self._special_tokens)
+        except Exception as error:  # plain ones again: a vocabulary without its own unknown token, say
+            problem = f"the tokenizer cannot read a text ({error})"
+            raise UserError(problem, fix="give the tokenizer.json of a complete checkpoint") from None
         self._backend.no_truncation()  # not of the tokenizer, and so not in its fingerprint
         rows = [encoding.ids for encoding in encodings]
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
