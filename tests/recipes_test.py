@@ -118,5 +118,4 @@ def test_every_row_builds_at_its_full_size(row, mesh):
         assert figures["train/loss"].shape == ()
         assert figures["train/loss"].dtype == np.float32
     else:
-        traced, num_items = run.trace_encoding()
-        assert traced.out_info.shape == (num_items, run.spec.dim)
+        assert run.trace_encoding().out_info.shape == (run.items_per_call, run.spec.dim)

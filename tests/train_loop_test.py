@@ -19,11 +19,11 @@ STEPS = EPOCHS * -(-QUERIES // BATCH)
 class Figure:
     """A step's figure that says when somebody wants its value."""
 
-    def __init__(self, value: jax.Array, step: int, fetched: set[int]):
-        self._value, self._step, self._fetched = value, step, fetched
+    def __init__(self, value: jax.Array, step: int, watch: Watch):
+        self._value, self._step, self._watch = value, step, watch
 
     def __array__(self, *args, **kwargs) -> np.ndarray:
-        self._fetched.add(self._step)
+        self._watch.fetched[self._step] = len(self._watch.shapes)
         return np.asarray(self._value, *args, **kwargs)
 
 
@@ -32,7 +32,8 @@ class Watch:
 
     def __init__(self):
         self.shapes: list[tuple[int, ...]] = []
-        self.fetched: set[int] = set()
+        # Of each step whose figures were wanted, how many steps had been handed to the device by then.
+        self.fetched: dict[int, int] = {}
         self.step_fn, self.text = None, ""
 
     def compile_step(self, *args, **kwargs):
@@ -46,7 +47,7 @@ class Watch:
         with jax.transfer_guard("disallow"):
             state, figures = self.step_fn(state, frozen, batch)
         number = len(self.shapes)
-        return state, {name: Figure(value, number, self.fetched) for name, value in figures.items()}
+        return state, {name: Figure(value, number, self) for name, value in figures.items()}
 
     def around(self, monkeypatch) -> None:
         self._compile = train.compile_step
@@ -74,10 +75,17 @@ def test_the_step_compiles_once_for_each_shape(watch):
     assert watch.step_fn._cache_size() == len(set(watch.shapes)) <= 6
 
 
-def test_only_logged_figures_are_fetched(watch):
+def test_figures_are_fetched_where_they_are_logged(watch):
+    """Those of all steps since the last time, when the next step is under way or the epoch ends."""
     per_epoch = STEPS // EPOCHS
-    logged = {step for step in range(1, STEPS + 1) if step % LOG_EVERY == 0 or step % per_epoch == 0}
-    assert watch.fetched == logged
+    expected, waiting = {}, []
+    for step in range(1, STEPS + 1):
+        waiting.append(step)
+        ends = step % per_epoch == 0
+        if ends or step % LOG_EVERY == 0:
+            expected |= dict.fromkeys(waiting, step if ends else step + 1)
+            waiting = []
+    assert watch.fetched == expected
 
 
 def test_the_program_talks_to_no_host(watch):

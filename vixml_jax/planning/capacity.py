@@ -21,6 +21,7 @@ from vixml_jax.planning.chips import ALWAYS_SHOWN, CHIPS, Chip
 from vixml_jax.planning.compiled_text import Program
 from vixml_jax.planning.costs import Costs, Matmul, costs_of
 from vixml_jax.planning.topology import Topology
+from vixml_jax.retrieval import scann_index
 
 # How compilers say that a program takes more memory than there is.
 _SIZE = r"([\d.]+[KMGT]?)"
@@ -250,8 +251,8 @@ def index_bytes(run: AbstractRun) -> int:
     settings, spec = run.config.retrieval, run.spec
     dim = settings.dims or spec.dim
     if settings.kind == "scann":
-        # float32 embeddings for exact reordering, and 4 bits for each pair of dimensions.
-        return spec.num_labels * (4 * dim + -(-dim // 4))
+        # float32 embeddings for exact reordering, and 4 bits for each block of dimensions.
+        return spec.num_labels * (4 * dim + -(-dim // (2 * scann_index.blocks(dim)[0])))
     return spec.num_labels * dim * {"float32": 4, "bfloat16": 2, "int8": 1}[settings.dtype]
 
 

@@ -131,7 +131,7 @@ def build(
     # The 16 codes of a block are trained on the labels: ScaNN refuses fewer.
     if num_labels >= 16 and (num_leaves is not None or num_labels > BRUTE_FORCE_LABELS):
         leaves = min(num_labels, num_leaves or round(math.sqrt(num_labels)))
-        for block in _blocks(dim):
+        for block in blocks(dim):
             searcher = None  # one at a time: each has a copy of the labels
             searcher = _hashing(labels_LD, k, leaves, block)
             setting = scann_tuning.cheapest(searcher, sample, target_recall, num_labels, leaves, block)
@@ -172,8 +172,8 @@ def load(directory: Path, header: dict[str, Any]) -> ScannIndex:
     return ScannIndex(searcher, header["num_labels"], header["dim"], measured)
 
 
-def _blocks(dim: int) -> list[int]:
-    """The sizes of blocks to try, in this order."""
+def blocks(dim: int) -> list[int]:
+    """The sizes of blocks that `build` tries for embeddings of `dim`, in this order."""
     coarse = min(COARSE_BLOCK, max(FINE_BLOCK, dim // CODES))
     return [min(block, dim) for block in dict.fromkeys((coarse, FINE_BLOCK))]
 
