@@ -26,7 +26,7 @@ test-long: .venv/test
 	$(BIN)/python -m pytest -q -m slow
 
 # Each compiles for minutes on all cores.
-test-pods: .venv/pods
+test-pods: .venv/plan
 	$(BIN)/python -m pytest -q -m pods
 
 lint: .venv/dev
@@ -61,22 +61,11 @@ clean:
 	$(PIP) -e .
 	@touch $@
 
-.venv/test: .venv/run
-	$(PIP) -e '.[test]'
+# What each extra brings, on top of what the tests need or alone.
+.venv/test .venv/audit: .venv/%: .venv/run
+	$(PIP) -e '.[$*]'
 	@touch $@
 
-.venv/pods: .venv/test
-	$(PIP) -e '.[test,plan]'
-	@touch $@
-
-.venv/fuzz: .venv/test
-	$(PIP) -e '.[test,fuzz]'
-	@touch $@
-
-.venv/audit: .venv/run
-	$(PIP) -e '.[audit]'
-	@touch $@
-
-.venv/dev: .venv/test
-	$(PIP) -e '.[test,dev]'
+.venv/plan .venv/fuzz .venv/dev: .venv/%: .venv/test
+	$(PIP) -e '.[test,$*]'
 	@touch $@
