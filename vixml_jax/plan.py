@@ -127,13 +127,13 @@ def plan(
 
     run = make(config)
     if not compiled:
-        return _figures(run, devices, capacity.known_of_step(run), *capacity.known_of_encoding(run))
+        return _figures(run, devices, capacity.known_of_step(run), capacity.known_of_encoding(run))
     try:
         step = capacity.plan_step(run, devices)
-        encoding, items = capacity.plan_encoding(run, devices)
+        encoding = capacity.plan_encoding(run, devices)
     except capacity.DoesNotFit as problem:
         raise _help(config, make, devices, problem) from problem
-    return _figures(run, devices, step, encoding, items)
+    return _figures(run, devices, step, encoding)
 
 
 def _help(config: ConfigDict, make: Any, devices: Topology, problem: Any) -> UserError:
@@ -168,16 +168,14 @@ def _difference(old: ConfigDict, new: ConfigDict) -> str:
     return " ".join(f"--config.{key}={after[key]}" for key in after if after[key] != before.get(key))
 
 
-def _figures(
-    run: AbstractRun, devices: Topology, step: ProgramPlan, encoding: ProgramPlan, items: int
-) -> dict[str, Any]:
+def _figures(run: AbstractRun, devices: Topology, step: ProgramPlan, encoding: ProgramPlan) -> dict[str, Any]:
     from vixml_jax.planning import capacity
 
     config, workload, spec = run.config, run.workload, run.spec
     steps = config.train.epochs * run.steps_per_epoch
     # All labels and training queries before the first step, labels and test queries after the last.
     calls = sum(
-        -(-count // items)
+        -(-count // run.items_per_call)
         for count in (workload.labels, workload.queries, workload.labels, workload.test_queries)
     )
     count = len(devices.devices)
@@ -198,7 +196,7 @@ def _figures(
         "padding": 1 - run.useful_slots(2 * config.train.batch_size) / (shapes[0] * shapes[1]),
         "epochs": config.train.epochs,
         "steps": steps,
-        "items_per_call": items,
+        "items_per_call": run.items_per_call,
         "index_kind": config.retrieval.kind,
         "index_bytes": capacity.index_bytes(run),
         "image_bank_bytes": capacity.image_bank_bytes(run),

@@ -59,11 +59,11 @@ class Memory:
     """
 
     parameters: int
-    optimizer: int
-    tables: int
-    batch: int
-    activations: int
-    code: int
+    optimizer: int = 0
+    tables: int = 0
+    batch: int = 0
+    activations: int = 0
+    code: int = 0
 
     @property
     def total(self) -> int:
@@ -128,31 +128,47 @@ def plan_step(run: AbstractRun, topology: Topology) -> ProgramPlan:
       DoesNotFit: if the compiler says so.
       UserError: if its program cannot be read.
     """
-    model, repeated = useful.step_flops(run)
-    return _plan(run, run.trace_step(), topology, model, repeated, run.train_batch(), training=True)
+    return _compiled(known_of_step(run), run.trace_step(), topology)
 
 
-def plan_encoding(run: AbstractRun, topology: Topology) -> tuple[ProgramPlan, int]:
-    """Compiles one call of the encoder; returns its items, too.
+def plan_encoding(run: AbstractRun, topology: Topology) -> ProgramPlan:
+    """Compiles one call of the encoder, on `run.items_per_call` items.
 
     Raises:
       DoesNotFit: if the compiler says so.
+      UserError: if its program cannot be read.
     """
-    items, tokens = run.items_per_call, run.encoding_tokens()
-    model = useful.encoding_flops(run, items)
-    return _plan(run, run.trace_encoding(), topology, model, 0.0, tokens, training=False), items
+    return _compiled(known_of_encoding(run), run.trace_encoding(), topology)
 
 
-def _plan(
-    run: AbstractRun,
-    traced: jax.stages.Traced,
-    topology: Topology,
-    model: float,
-    repeated: float,
-    batch: Any,
-    *,
-    training: bool,
-) -> ProgramPlan:
+def known_of_step(run: AbstractRun) -> ProgramPlan:
+    """Returns what is known of the training step without compiling it: no activations, no traffic."""
+    state, (model, repeated) = run.state, useful.step_flops(run)
+    memory = Memory(
+        parameters=nbytes(state.params) + nbytes(run.frozen),
+        optimizer=nbytes(state.opt_state),
+        tables=nbytes(state.tables),
+        batch=nbytes(run.train_batch()),
+    )
+    return _known(run, memory, model, repeated)
+
+
+def known_of_encoding(run: AbstractRun) -> ProgramPlan:
+    """Returns what is known of a call of the encoder without compiling it."""
+    memory = Memory(
+        parameters=nbytes(run.state.params) + nbytes(run.frozen), batch=nbytes(run.encoding_tokens())
+    )
+    return _known(run, memory, useful.encoding_flops(run, run.items_per_call), 0.0)
+
+
+def _known(run: AbstractRun, memory: Memory, model: float, repeated: float) -> ProgramPlan:
+    flops = round((model + repeated) / run.mesh.devices.size)
+    matmul = Matmul(flops, (run.spec.dtype, run.spec.dtype), (), 1, "the model")
+    return ProgramPlan(memory, Costs((matmul,), (), 0.0), model, repeated, "", 0.0)
+
+
+def _compiled(known: ProgramPlan, traced: jax.stages.Traced, topology: Topology) -> ProgramPlan:
+    """Completes what is known of a program by what its compiler makes of it."""
     start = time.monotonic()
     with _uncached():
         try:
@@ -163,7 +179,7 @@ def _plan(
     used: Any = compiled.memory_analysis()
     live_after = used.output_size_in_bytes - used.alias_size_in_bytes
     memory = dataclasses.replace(
-        _arguments(run, batch, training=training),
+        known.memory,
         activations=used.temp_size_in_bytes + live_after,
         code=used.generated_code_size_in_bytes,
     )
@@ -174,38 +190,8 @@ def _plan(
             f"the program for {topology.name} cannot be read: jax and its compiler are not of one version",
             fix="pip install 'vixml-jax[plan]' brings the TPU compiler that goes with jax",
         ) from error
-    return ProgramPlan(memory, costs_of(Program(text)), model, repeated, text, seconds)
-
-
-def known_of_step(run: AbstractRun) -> ProgramPlan:
-    """Returns what is known of the training step without compiling it: no activations, no traffic."""
-    model, repeated = useful.step_flops(run)
-    memory = _arguments(run, run.train_batch(), training=True)
-    return _known(run, memory, model, repeated)
-
-
-def known_of_encoding(run: AbstractRun) -> tuple[ProgramPlan, int]:
-    """Returns what is known of a call of the encoder without compiling it, and its items."""
-    items = run.items_per_call
-    memory = _arguments(run, run.encoding_tokens(), training=False)
-    return _known(run, memory, useful.encoding_flops(run, items), 0.0), items
-
-
-def _known(run: AbstractRun, memory: Memory, model: float, repeated: float) -> ProgramPlan:
-    flops = round((model + repeated) / run.mesh.devices.size)
-    matmul = Matmul(flops, (run.spec.dtype, run.spec.dtype), (), 1, "the model")
-    return ProgramPlan(memory, Costs((matmul,), (), 0.0), model, repeated, "", 0.0)
-
-
-def _arguments(run: AbstractRun, batch: Any, *, training: bool) -> Memory:
-    """What a program is called with."""
-    return Memory(
-        parameters=nbytes(run.state.params) + nbytes(run.frozen),
-        optimizer=nbytes(run.state.opt_state) if training else 0,
-        tables=nbytes(run.state.tables) if training else 0,
-        batch=nbytes(batch),
-        activations=0,
-        code=0,
+    return dataclasses.replace(
+        known, memory=memory, costs=costs_of(Program(text)), text=text, compile_seconds=seconds
     )
 
 
