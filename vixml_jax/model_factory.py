@@ -187,8 +187,8 @@ def abstract(
       num_labels: L.
       num_queries: N.
     """
-    settings, vision_train = config.text, config.vision.train
-    lora_config = _wanted_adapters(settings)
+    text_train, vision_train = config.text.train, config.vision.train
+    lora_config = _wanted_adapters(config.text)
     spec = _spec(
         config,
         text_config,
@@ -202,32 +202,24 @@ def abstract(
         dataset="",
     )
 
-    def make() -> DualEncoder:
-        text = hub.make_tower(
-            text_config,
-            rngs=nnx.Rngs(0),
-            dtype=settings.dtype,
-            param_dtype=_param_dtype(settings.train, settings.dtype),
-            remat=settings.remat,
+    def tower(shape: Any, train: str, adapters: LoraConfig | None) -> Any:
+        dtype, remat = config.text.dtype, config.text.remat
+        made = hub.make_tower(
+            shape, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=_param_dtype(train, dtype), remat=remat
         )
-        if lora_config is not None:
-            lora.attach(text, lora_config, rngs=nnx.Rngs(0))
+        if adapters is not None:
+            lora.attach(made, adapters, rngs=nnx.Rngs(0))
+        return made
+
+    def make() -> DualEncoder:
         vision = None
         if vision_config is not None and vision_train != "none":
-            vision = hub.make_tower(
-                vision_config,
-                rngs=nnx.Rngs(0),
-                dtype=settings.dtype,
-                param_dtype=_param_dtype(vision_train, settings.dtype),
-                remat=settings.remat,
-            )
-            if vision_train == "lora":
-                lora.attach(vision, _wanted_vision_adapters(config.vision), rngs=nnx.Rngs(0))
-        return _assemble(spec, text, 0, vision)
+            vision = tower(vision_config, vision_train, _wanted_vision_adapters(config.vision))
+        return _assemble(spec, tower(text_config, text_train, lora_config), 0, vision)
 
     with sharding.ensure() as mesh:
         graphdef, state = nnx.get_abstract_model(make, mesh)
-    params, frozen = nnx.split_state(state, _trains(settings.train, vision_train), ...)
+    params, frozen = nnx.split_state(state, _trains(text_train, vision_train), ...)
     return spec, graphdef, params, frozen
 
 
@@ -304,9 +296,9 @@ def _wanted_adapters(settings: ConfigDict) -> LoraConfig | None:
     )
 
 
-def _wanted_vision_adapters(settings: ConfigDict) -> LoraConfig:
-    """The adapters that `config.vision` asks for, where it does."""
-    return LoraConfig(settings.lora_rank, settings.lora_alpha)
+def _wanted_vision_adapters(settings: ConfigDict) -> LoraConfig | None:
+    """The adapters that `config.vision` asks for; None without."""
+    return LoraConfig(settings.lora_rank, settings.lora_alpha) if settings.train == "lora" else None
 
 
 def _spec(
@@ -390,7 +382,7 @@ def _start_vision(config: ConfigDict, fingerprint: str) -> tuple[VisionTower, di
     """Loads the vision tower that a model starts from; returns it and `ModelSpec.vision`."""
     settings = config.vision
     base = {"checkpoint": settings.checkpoint, "fingerprint": fingerprint, "seed": config.train.seed}
-    wanted = _wanted_vision_adapters(settings) if settings.train == "lora" else None
+    wanted = _wanted_vision_adapters(settings)
     tower = _vision_tower(base, settings.train, wanted, config.text.dtype, config.text.remat)
     return tower, {
         "tower": hub.tower_config_to_json(tower.config),
