@@ -31,6 +31,9 @@ def test_relevance_equals_slow_loop(seed):
             expected[i, j] = label >= 0 and targets[row, label] > 0
     np.testing.assert_array_equal(marks, expected)
     assert marks.dtype == np.uint8
+    by_label = label_matrix.relevance(targets, rows[:30], label_ids, by_label=True)
+    np.testing.assert_array_equal(by_label, expected[:30].T)
+    assert by_label.flags.c_contiguous
 
 
 @pytest.mark.parametrize("probabilities", ["uniform", "inverse_propensity"])

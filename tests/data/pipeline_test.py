@@ -112,6 +112,7 @@ def test_positives_targets_and_items(positives):
                 expected[i, j] = data.targets[row, label] > 0
         assert batch.targets.dtype == np.uint8
         np.testing.assert_array_equal(batch.targets, expected)
+        np.testing.assert_array_equal(batch.label_targets, expected.T)
         _assert_items(batch, data)
     assert empty >= len(UNLABELLED)
 
@@ -204,7 +205,8 @@ def test_processes_read_their_shares_of_one_batch(held):
     assert sorted(row for rows in read for row in rows) == sorted(whole.query_rows.tolist())
 
     def split(batch):
-        return {"targets": batch.targets, **{name: getattr(batch.tokens, name) for name in TOKENS}}
+        targets = {"targets": batch.targets, "label_targets": batch.label_targets}
+        return targets | {name: getattr(batch.tokens, name) for name in TOKENS}
 
     for shares, part in zip(held, parts, strict=True):
         np.testing.assert_array_equal(part.query_rows, whole.query_rows)
@@ -228,8 +230,8 @@ def test_train_batches_are_those_of_the_source_on_every_mesh(mesh, start):
     for number, batch in enumerate(batches, start):
         expected = source[number]
         _assert_equal(
-            (batch.query_rows, batch.label_ids, batch.targets),
-            (expected.query_rows, expected.label_ids, expected.targets),
+            (batch.query_rows, batch.label_ids, batch.targets, batch.label_targets),
+            (expected.query_rows, expected.label_ids, expected.targets, expected.label_targets),
         )
         _assert_items(batch, data)
         assert batch.tokens.token_ids.shape[0] % shards == 0

@@ -124,7 +124,7 @@ class EpochSource:
             query_rows=rows.astype(np.int32),
             label_ids=label_ids.astype(np.int32),
             targets=label_matrix.relevance(data.targets, rows[own], positives),
-            label_targets=np.ascontiguousarray(label_matrix.relevance(data.targets, rows, positives[own]).T),
+            label_targets=label_matrix.relevance(data.targets, rows, positives[own], by_label=True),
         )
 
 
