@@ -54,58 +54,57 @@ def value(
       gradient flows through the second.
     """
     Q, L = queries_QE.shape[0], labels_LE.shape[0]
-    shards = sharding.row_shards()
-    if shards == 1 or Q % shards or L % shards:
-        shards = 1
+    shards = sharding.row_shards(Q, L)
     row_draws, column_draws = loss_terms.draws(loss, key, Q, L)
 
     def all_of(own: jax.Array) -> jax.Array:
         return own if shards == 1 else jax.lax.all_gather(own, sharding.ROWS, tiled=True)
 
     def local(
-        embeddings: dict[str, jax.Array], targets: dict[str, jax.Array], draws: Any, pair_logits: Any
+        queries_qE: jax.Array,
+        labels: dict[str, jax.Array],
+        targets: dict[str, jax.Array],
+        draws: dict[str, jax.Array],
+        pair_logits: Any,
     ) -> Sums:
         """A device's share of all sums, joined with the others'."""
-        queries_qE, labels_lE, texts_lE = (embeddings.get(name) for name in ("queries", "labels", "texts"))
-        assert queries_qE is not None
-        assert labels_lE is not None
-        labels_LE = all_of(labels_lE)
-        texts_LE = None if texts_lE is None else all_of(texts_lE)
+        all_labels = jax.tree.map(all_of, labels)
 
         def rows(queries_bE: jax.Array, targets_bL: jax.Array, draws_bD: jax.Array) -> Sums:
-            labels_bL = _cosines(queries_bE, labels_LE)
-            texts_bL = None if texts_LE is None else _cosines(queries_bE, texts_LE)
-            positive_bL = loss_terms.is_positive(targets_bL)
-            sums = loss.rows(Block(labels_bL, texts_bL, positive_bL, draws_bD.T, pair_logits))
-            return sums | loss_terms.violations(labels_bL, positive_bL, VIOLATION_MARGIN, VIOLATION_NEGATIVES)
+            similarities = {name: _cosines(queries_bE, labels_LE) for name, labels_LE in all_labels.items()}
+            block = _block(similarities, targets_bL, draws_bD, pair_logits)
+            return loss.rows(block) | loss_terms.violations(
+                block.labels_QL, block.positive_QL, VIOLATION_MARGIN, VIOLATION_NEGATIVES
+            )
 
         sums = _over_blocks(rows, L, queries_qE, targets["rows"], draws["rows"])
         if (of_columns := loss.columns) is not None:
             queries_QE = all_of(queries_qE)
 
-            def columns(
-                labels_bE: jax.Array, texts_bE: jax.Array, targets_bQ: jax.Array, draws_bD: jax.Array
-            ) -> Sums:
-                labels_bQ = _cosines(labels_bE, queries_QE)
-                texts_bQ = None if texts_lE is None else _cosines(texts_bE, queries_QE)
-                positive_bQ = loss_terms.is_positive(targets_bQ)
-                return of_columns(Block(labels_bQ, texts_bQ, positive_bQ, draws_bD.T, pair_logits))
+            def columns(labels: dict[str, jax.Array], targets_bQ: jax.Array, draws_bD: jax.Array) -> Sums:
+                similarities = {name: _cosines(labels_bE, queries_QE) for name, labels_bE in labels.items()}
+                return of_columns(_block(similarities, targets_bQ, draws_bD, pair_logits))
 
-            own_texts_lE = labels_lE if texts_lE is None else texts_lE
-            sums |= _over_blocks(columns, Q, labels_lE, own_texts_lE, targets["columns"], draws["columns"])
+            sums |= _over_blocks(columns, Q, labels, targets["columns"], draws["columns"])
         return sums if shards == 1 else jax.lax.psum(sums, sharding.ROWS)
 
-    embeddings = {"queries": queries_QE, "labels": labels_LE}
-    if loss.uses_texts:
-        embeddings["texts"] = texts_LE
+    labels = {"labels_QL": labels_LE} | ({"texts_QL": texts_LE} if loss.uses_texts else {})
     targets, draws = {"rows": targets_QL}, {"rows": row_draws.T}
     if loss.columns is not None:
         targets["columns"], draws["columns"] = targets_LQ, column_draws.T
     if shards > 1:
         split = P(sharding.ROWS)
-        local = jax.shard_map(local, in_specs=(split, split, split, P()), out_specs=P())
-    sums = local(embeddings, targets, draws, pair_logits)
+        local = jax.shard_map(local, in_specs=(split, split, split, split, P()), out_specs=P())
+    sums = local(queries_QE, labels, targets, draws, pair_logits)
     return loss.total(sums, Q, L), sums["violating"] / jnp.maximum(sums["compared"], 1)
+
+
+def _block(
+    similarities: dict[str, jax.Array], targets_bC: jax.Array, draws_bD: jax.Array, pair_logits: Any
+) -> Block:
+    """A block of a device's rows; similarities by their names there."""
+    positive_bC = loss_terms.is_positive(targets_bC)
+    return Block(**similarities, positive_QL=positive_bC, draws_DQ=draws_bD.T, pair_logits=pair_logits)
 
 
 def _cosines(rows_bE: jax.Array, columns_CE: jax.Array) -> jax.Array:
@@ -113,15 +112,15 @@ def _cosines(rows_bE: jax.Array, columns_CE: jax.Array) -> jax.Array:
     return loss_terms.in_float32(rows_bE @ columns_CE.T)
 
 
-def _over_blocks(sums_of: Callable[..., Sums], num_columns: int, *rows: jax.Array) -> Sums:
+def _over_blocks(sums_of: Callable[..., Sums], num_columns: int, *rows: Any) -> Sums:
     """Adds up the sums of blocks of rows, of at most PAIRS_AT_ONCE pairs with the columns each."""
-    num_rows = rows[0].shape[0]
+    num_rows = jax.tree.leaves(rows)[0].shape[0]
     blocks = block_count(num_rows, num_columns)
     if blocks == 1:
         return sums_of(*rows)
-    cut = [array.reshape(blocks, num_rows // blocks, *array.shape[1:]) for array in rows]
+    cut = jax.tree.map(lambda array: array.reshape(blocks, num_rows // blocks, *array.shape[1:]), rows)
     again = jax.checkpoint(lambda block: sums_of(*block), prevent_cse=False)
-    return jax.tree.map(lambda parts: parts.sum(axis=0), jax.lax.map(again, tuple(cut)))
+    return jax.tree.map(lambda parts: parts.sum(axis=0), jax.lax.map(again, cut))
 
 
 def block_count(num_rows: int, num_columns: int) -> int:

@@ -25,16 +25,16 @@ class Block(NamedTuple):
 
     Attributes:
       labels_QL: float; cosines of queries and what labels are searched by.
-      texts_QL: float; cosines of queries and label texts, None for a loss without `uses_texts`.
       positive_QL: bool; which pairs are relevant.
+      texts_QL: float; cosines of queries and label texts, None for a loss without `uses_texts`.
       draws_DQ: uint32; a random number for each draw and each row, None for first positives.
       pair_logits: scale and bias of the sigmoid loss.
     """
 
     labels_QL: Array
-    texts_QL: Array | None
     positive_QL: Array
-    draws_DQ: Array | None
+    texts_QL: Array | None = None
+    draws_DQ: Array | None = None
     pair_logits: tuple[Any, Any] | None = None
 
     @property

@@ -209,10 +209,10 @@ def _of_whole(
         texts_QL, _ = _prepare(texts_QL, targets_QL)
     Q, L = labels_QL.shape
     row_draws, column_draws = (None, None) if key is None else loss_terms.draws(loss, key, Q, L)
-    sums = loss.rows(loss_terms.Block(labels_QL, texts_QL, positive_QL, row_draws, pair_logits))
+    sums = loss.rows(loss_terms.Block(labels_QL, positive_QL, texts_QL, row_draws, pair_logits))
     if loss.columns is not None:
         texts_LQ = None if texts_QL is None else texts_QL.T
-        block = loss_terms.Block(labels_QL.T, texts_LQ, positive_QL.T, column_draws, pair_logits)
+        block = loss_terms.Block(labels_QL.T, positive_QL.T, texts_LQ, column_draws, pair_logits)
         sums |= loss.columns(block)
     return loss.total(sums, Q, L)
 

@@ -20,8 +20,7 @@ def lookup(table_ND: jax.Array, ids_B: jax.Array) -> jax.Array:
       table_ND: [N, ...].
       ids_B: int32 [B], in [0, N). The gradient of a row that is looked up twice is the sum of both.
     """
-    shards = sharding.row_shards()
-    if shards == 1 or table_ND.shape[0] % shards or ids_B.shape[0] % shards:
+    if sharding.row_shards(len(table_ND), len(ids_B)) == 1:
         return table_ND[ids_B]
 
     def local(table_nD: jax.Array, ids_b: jax.Array) -> jax.Array:
@@ -42,8 +41,7 @@ def write(table_ND: jax.Array, ids_B: jax.Array, values_BD: jax.Array) -> jax.Ar
       ids_B: int32 [B], in [0, N). Of a row that is written twice one of the values stays.
       values_BD: [B, ...], of the table's dtype.
     """
-    shards = sharding.row_shards()
-    if shards == 1 or table_ND.shape[0] % shards or ids_B.shape[0] % shards:
+    if sharding.row_shards(len(table_ND), len(ids_B)) == 1:
         return table_ND.at[ids_B].set(values_BD)
 
     def local(table_nD: jax.Array, ids_b: jax.Array, values_bD: jax.Array) -> jax.Array:

@@ -125,10 +125,14 @@ def power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def row_shards() -> int:
-    """Number of parts into which rows are split in the mesh that is set; 1 where none is."""
+def row_shards(*counts: int) -> int:
+    """Number of parts into which rows are split in the mesh that is set; 1 where none is.
+
+    Given numbers of rows, it is 1 as well where one of them does not divide: such arrays are not split.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape.get(axis, 1) for axis in ROWS)
+    shards = 1 if mesh.empty else math.prod(mesh.shape.get(axis, 1) for axis in ROWS)
+    return 1 if any(count % shards for count in counts) else shards
 
 
 def local_row_shards(mesh: Mesh) -> tuple[int, ...]:

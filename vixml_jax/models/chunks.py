@@ -30,9 +30,7 @@ def cut(rows: Tree, chunk_rows: int) -> Tree | None:
       ValueError: if the devices' rows are no multiple of `chunk_rows`.
     """
     num_rows = jax.tree.leaves(rows)[0].shape[0]
-    shards = sharding.row_shards()
-    if num_rows % shards:
-        shards = 1
+    shards = sharding.row_shards(num_rows)
     if not chunk_rows or num_rows <= shards * chunk_rows:
         return None
     if num_rows % (shards * chunk_rows):
@@ -50,8 +48,6 @@ def cut(rows: Tree, chunk_rows: int) -> Tree | None:
 def join(parts_CRD: jax.Array) -> jax.Array:
     """Puts the chunks of `cut` together again, [C, R / C, ...] to [R, ...]."""
     num_chunks, num_rows, *rest = parts_CRD.shape
-    shards = sharding.row_shards()
-    if num_rows % shards:
-        shards = 1
+    shards = sharding.row_shards(num_rows)
     rows = parts_CRD.reshape(num_chunks, shards, num_rows // shards, *rest).swapaxes(0, 1)
     return rows.reshape(num_chunks * num_rows, *rest)

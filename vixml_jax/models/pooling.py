@@ -32,9 +32,7 @@ class Sums(NamedTuple):
 
 def zeros(num_items: int, dim: int, num_rows: int) -> Sums:
     """Sums of nothing, for rows whose number is a multiple of the row shards or not at all split."""
-    shards = sharding.row_shards()
-    if num_rows % shards or num_items % shards:
-        shards = 1
+    shards = sharding.row_shards(num_rows, num_items)
     totals_SND = constrain(jnp.zeros((shards, num_items, dim), jnp.float32), "batch", None, None)
     return Sums(totals_SND, constrain(jnp.zeros((shards, num_items), jnp.float32), "batch", None))
 
