@@ -56,11 +56,11 @@ def relevance(
       targets: csr_matrix [N, L]; its stored entries are the relevant labels.
       rows: int [Q]; the queries.
       label_ids: int [B]; the labels in the slots, repeated ones included; -1 for an empty slot.
-      by_label: a row for each slot instead: to turn a large matrix over takes ten times as long as to mark it.
+      by_label: a row for each slot instead; to turn a large matrix over takes longer than to mark it.
 
     Returns:
-      uint8 [Q, B], or [B, Q] by label; 1 where the slot's label is relevant to the query, 0 all along an empty
-      slot.
+      uint8 [Q, B], or [B, Q] by label; 1 where the slot's label is relevant to the query, 0 all along an
+      empty slot.
     """
     label_ids = np.asarray(label_ids, np.int64)
     labels, lengths = _labels_of(targets, rows)
