@@ -26,6 +26,7 @@ from pathlib import Path
 import mutations
 import numpy as np
 import readers
+from reader import Reader
 
 from vixml_jax.errors import UserError
 
@@ -49,7 +50,7 @@ def _ring(*_: object) -> None:
     raise Hang(f"more than {SECONDS_PER_INPUT} s")
 
 
-def check(reader: readers.Reader, folder: Path, name: str, data: bytes) -> bool:
+def check(reader: Reader, folder: Path, name: str, data: bytes) -> bool:
     """Gives a reader one input; returns whether it was read.
 
     Raises:
@@ -74,7 +75,7 @@ def check(reader: readers.Reader, folder: Path, name: str, data: bytes) -> bool:
         signal.signal(signal.SIGALRM, before)
 
 
-def run(reader: readers.Reader, inputs: int, seed: int, seconds: float = float("inf")) -> dict:
+def run(reader: Reader, inputs: int, seed: int, seconds: float = float("inf")) -> dict:
     """Runs a reader over its seeds and `inputs` changed ones, or as many as `seconds` allow."""
     rng = np.random.default_rng(seed)
     read = refused = 0

@@ -22,6 +22,8 @@ import numpy as np
 import pytest
 import readers
 import scipy.sparse
+import tower_readers
+from reader import Reader
 
 HERE = Path(__file__).parent
 QUICK, LONG = {True: 100, False: 10}, {True: 100_000, False: 3_000}
@@ -64,7 +66,7 @@ def test_the_campaign_sees_what_is_no_refusal(tmp_path):
                 return
             raise kind
 
-        return readers.Reader("bad", lambda: {"x": [b"good"]}, use)
+        return Reader("bad", lambda: {"x": [b"good"]}, use)
 
     for kind in (KeyError("a"), MemoryError(), RecursionError(), SystemExit(2), AssertionError()):
         with pytest.raises(campaign.Broken, match="bad: x: "):
@@ -129,7 +131,7 @@ FOUND = {
     "layers without end": (
         "hf_config",
         "config.json",
-        json.dumps({**readers.HF_CONFIGS[2], "num_hidden_layers": 2**31}).encode(),
+        json.dumps({**tower_readers.HF_CONFIGS[2], "num_hidden_layers": 2**31}).encode(),
     ),
     "a broken footer": ("url_lists", "urls.parquet", PARQUET[:4] + PARQUET[-9:3:-1] + PARQUET[-8:]),
 }
