@@ -216,3 +216,17 @@ def test_every_loss_trains_with_every_prototype(dataset, tmp_path, loss, kind):
     train(config, tmp_path / "run")
     curve = losses(tmp_path / "run")
     assert np.isfinite(list(curve.values())).all()
+
+
+@pytest.mark.parametrize(("kind", "loss"), [("none", "info_nce"), ("prime", "prime")])
+def test_only_prototypes_need_a_pass_before_the_first_step(dataset, tmp_path, capsys, kind, loss):
+    config = tiny.config(dataset)
+    config.loss.name, config.prototype.kind = loss, kind
+    config.train.epochs = 1
+    config.retrieval.query_weight = 0.1  # and the near queries are those of the steps, not the zeros before
+    train(config, tmp_path / "run")
+    before = capsys.readouterr().err.split("train: ")[0]
+    assert ("embed queries: " in before) == (kind == "prime")
+    scores = np.load(tmp_path / "run" / "predictions.npz")["data"]
+    assert np.isfinite(scores).all()
+    assert scores.max() > 0

@@ -103,7 +103,10 @@ def workload_of(
     if images is None:
         images = float(config.vision.images)
     if not 0 <= images <= config.vision.images:
-        raise UserError(f"--images={images:g} with config.vision.images={config.vision.images}")
+        raise UserError(
+            f"--images={images:g} with config.vision.images={config.vision.images}",
+            fix=f"give 0 to {config.vision.images}",
+        )
     return Workload(labels, queries, test, tokens or config.text.max_tokens / 2, images)
 
 
@@ -276,11 +279,11 @@ def shown(figures: dict[str, Any]) -> str:
     lines += [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}".rstrip() for a, b, c in rows]
 
     heads = "".join(f"{name:>10}" for name in ("matrix", "memory", "links", "step"))
-    lines += ["", f"{'milliseconds at least':<22}{heads}   hours: train  encode"]
+    lines += ["", f"{'milliseconds at least':<22}{heads}   hours: train    encode"]
     for name, floor in programs[0]["floors"].items():
         units = ("matrix", "memory", "links", "seconds")
         parts = "".join(f"{_number(1e3 * floor[unit]):>10}" for unit in units)
-        hours = f"{_number(floor['hours']):>15}{_number(programs[1]['floors'][name]['hours']):>8}"
+        hours = f"{_number(floor['hours']):>15}{_number(programs[1]['floors'][name]['hours']):>10}"
         room = "" if floor["fits"] else "   too little memory"
         lines.append(f"{figures['devices']} x {name}".ljust(22) + parts + hours + room)
     lines += ["", f"index ({figures['index_kind']}): {_gb(figures['index_bytes'])} GB"]

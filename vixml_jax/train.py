@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 from absl import flags
@@ -48,7 +49,7 @@ from vixml_jax.prepare import prepare_demo
 from vixml_jax.progress import Progress
 from vixml_jax.run import Run
 from vixml_jax.tracking import Tracker, import_wandb
-from vixml_jax.train_state import Tables, TrainState, abstract, create, row_table
+from vixml_jax.train_state import Tables, TrainState, abstract, create, row_table, zero_table
 from vixml_jax.train_step import compile_step, make_loss
 
 
@@ -235,14 +236,26 @@ def first_tables(
 ) -> tuple[nnx.State, Tables]:
     """One pass over all labels and queries before training: the label -> vector map and the first centroids.
 
+    Where a label is its text alone, nothing reads these before the first epoch has embedded every query, and
+    there is no pass.
+
     Returns:
       The parameters, their free vectors set to cluster means where the config asks for it, and the tables.
     """
+    spec, prototype = run.spec, run.config.prototype
+    num_labels, num_queries = spec.num_labels, spec.num_queries
+    no_clusters_N = row_table(np.full(num_queries, -1, np.int32), run.mesh, fill=-1)
+    if spec.prototype == "none" and run.config.train.epochs:
+        return params, Tables(
+            label_clusters=zero_table((num_labels,), jnp.int32, run.mesh),
+            centroids=zero_table((num_labels, spec.dim), jnp.float32, run.mesh),
+            query_embeddings=zero_table((num_queries, spec.dim), jnp.float32, run.mesh),
+            query_clusters=no_clusters_N,
+        )
     texts_LD = run.embedder.table(params, run.frozen, run.banks.labels, "embed labels")
     queries_ND = run.embedder.table(params, run.frozen, run.banks.train, "embed queries", unit=True)
-    prototype, num_labels = run.config.prototype, run.spec.num_labels
     clusters_L = np.zeros(num_labels, np.int32)
-    if run.spec.prototype != "none":
+    if spec.prototype != "none":
         clusters_L = mining.balanced_clusters_into(
             texts_LD,
             min(prototype.free_vectors, num_labels),
@@ -250,8 +263,8 @@ def first_tables(
             num_rows=num_labels,
             title="cluster labels",
         )
-    if run.spec.prototype != "none" and prototype.init == "labels":
-        shape = (num_labels, run.spec.num_vectors)
+    if spec.prototype != "none" and prototype.init == "labels":
+        shape = (num_labels, spec.num_vectors)
         pairs = np.ones(num_labels), (np.arange(num_labels), clusters_L)
         membership = scipy.sparse.csr_matrix(pairs, shape)
         means_CD = centroids.label_centroids(texts_LD, membership)
@@ -261,7 +274,7 @@ def first_tables(
         label_clusters=row_table(clusters_L, run.mesh),
         centroids=label_centroids(queries_ND),
         query_embeddings=queries_ND,
-        query_clusters=row_table(np.full(run.spec.num_queries, -1, np.int32), run.mesh, fill=-1),
+        query_clusters=no_clusters_N,
     )
 
 
