@@ -6,18 +6,20 @@
   vixml train --config=configs/tate_subjects.py --config.text.checkpoint=MINILM_L6_DIR \
       --config.dataset.dir=data/tate_subjects --workdir=runs/tate
 
-Arguments: smoke. Figures and minutes: docs/results.md. Chosen on held-out training queries
-(--config.dataset.holdout=0.04), never on the test split.
+Arguments: loss (of recipes.LOSSES, with its prototypes, instead of the one chosen here), smoke. Figures and
+minutes: docs/results.md. Chosen on held-out training queries (--config.dataset.holdout=0.04), never on the
+test split.
 """
 
 from ml_collections import ConfigDict
 
 from vixml_jax import config as config_lib
+from vixml_jax import recipes
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config for the argument."""
-    args = config_lib.parse_arg(arg, smoke=False)
+    """Returns the config for the argument, as in "loss=prime"."""
+    args = config_lib.parse_arg(arg, loss="", smoke=False)
     config = config_lib.base()
     config.dataset.dir = "data/tate_subjects"
     config.dataset.fields = ("title", "content")  # artist, date, medium and group stand in the content
@@ -38,6 +40,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.checkpoint.every_steps = 50
     config.retrieval.query_weight = 0.1  # ViXML; on held-out queries 0.1 to 0.9 are alike, 0 is far behind
     config.retrieval.neighbours = 300
+    if args.loss:
+        recipes.set_loss(config, args.loss)
     if args.smoke:
         config_lib.shrink(config)
     return config

@@ -54,6 +54,17 @@ def test_a_wrong_argument_is_named(arg, message):
         module_of(CONFIGS[0]).get_config(arg)
 
 
+@pytest.mark.parametrize("name", ["picto_tags", "tate_subjects"])
+def test_the_open_sets_take_the_papers_losses(name):
+    module = module_of(FOLDER / f"{name}.py")
+    assert module.get_config().loss.name == "decoupled_softmax"
+    config = module.get_config("loss=ngame")
+    assert (config.loss.name, config.prototype.kind, config.loss.margin_min) == ("triplet", "none", 0.3)
+    config_lib.validate(config)
+    with pytest.raises(UserError, match="'hinge'"):
+        module.get_config("loss=hinge")
+
+
 def test_a_smoke_test_of_no_epochs_stays_one():
     module = module_of(FOLDER / "lf_amazontitles_131k.py")
     assert module.get_config("epochs=0,smoke").train.epochs == 0

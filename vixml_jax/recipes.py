@@ -183,7 +183,7 @@ def get_config(dataset_name: str, arg: str = "") -> ConfigDict:
     config.train.batch_size, config.optimizer.lr = backbone.batch_size, backbone.lr
     if dataset.full_text and backbone.full_text is not None:
         config.train.batch_size, config.optimizer.lr = backbone.full_text
-    _pick(LOSSES, args.loss, "loss")(config)
+    set_loss(config, args.loss)
 
     if args.epochs >= 0:
         config.train.epochs = args.epochs
@@ -195,6 +195,15 @@ def get_config(dataset_name: str, arg: str = "") -> ConfigDict:
     if args.smoke:
         _shrink(config, backbone)
     return config
+
+
+def set_loss(config: ConfigDict, name: str) -> None:
+    """Sets the loss and the label prototypes that go with it, as the paper compares methods (Table 5).
+
+    Raises:
+      UserError: if `name` is not of LOSSES.
+    """
+    _pick(LOSSES, name, "loss")(config)
 
 
 def _encoder_recipe(config: ConfigDict, dataset: Dataset) -> None:
