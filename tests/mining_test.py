@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fresh
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -148,6 +149,22 @@ def test_degenerate_rows(kind):
     counts = np.bincount(mining.balanced_clusters(x, 16, jax.random.key(0)), minlength=16)
     assert len(counts) == 16
     assert set(counts) <= {8, 9}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("slots", [1, 3, 63, 64, 65, 127, 300])  # 2^n - 1: as many bits as there are slots
+def test_the_highest_scores(seed, slots):
+    rng = np.random.default_rng(seed)
+    for size in {0, 1, slots // 2, slots}:
+        for count in {0, size // 3, size}:
+            scores = rng.choice([-np.inf, -1.5, -0.0, 0.0, 1e-30, 2.0, np.nan], slots).astype(np.float32)
+            found = np.asarray(two_means.highest(jnp.asarray(scores), size, count))
+            assert found.sum() == count
+            assert not found[size:].any()
+            if not np.isnan(scores[:size]).any():
+                # -0.0 is below 0.0, as in the order of IEEE 754.
+                order = np.lexsort((np.arange(size), np.signbit(scores[:size]), -scores[:size]))
+                np.testing.assert_array_equal(np.flatnonzero(found), np.sort(order[:count]))
 
 
 @pytest.mark.parametrize(
