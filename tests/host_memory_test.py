@@ -1,33 +1,88 @@
-"""Freed memory comes back without the system's help; counted in page faults, not in seconds."""
+"""Large memory comes in huge pages; counted in page faults, not in seconds."""
 
 from __future__ import annotations
 
-import platform
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-# Faults of the last of three arrays of 256 MB, one after the other, as XLA's scratch memory comes and goes.
+from vixml_jax import cli, host_memory
+
+# Faults of a piece of 256 MB, and what the process was called with. NumPy asks for huge pages for its arrays.
 FAULTS = """
-import resource
-import numpy as np
-from vixml_jax import host_memory
+import os, resource, sys
 {}
-for _ in range(3):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    np.ones(1 << 26, np.float32)
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(faults)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+b'x' * (1 << 28)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, os.getpid(), *sys.argv[1:])
 """
+USE = "from vixml_jax import host_memory; host_memory.use_huge_pages()"
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
-def test_freed_memory_is_used_again():
-    def faults(line: str) -> int:
-        command = [sys.executable, "-c", FAULTS.format(line)]
-        return int(subprocess.check_output(command, cwd=Path(__file__).parent.parent))
+def run(line: str, **environment: str) -> tuple[int, int, int, list[str]]:
+    """Faults; process number as started and in the end; arguments."""
+    clean = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    command = [sys.executable, "-X", "utf8", "-c", FAULTS.format(line), "a b", "--flag=ü"]
+    process = subprocess.Popen(
+        command,
+        cwd=Path(__file__).parent.parent,
+        env={**clean, **environment},
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    output, _ = process.communicate()
+    assert not process.returncode
+    faults, number, *arguments = output.split(maxsplit=2)
+    return int(faults), process.pid, int(number), arguments
 
-    assert faults("") > 100  # a fault for each page, also where pages are huge
-    assert faults("host_memory.keep_freed()") < 20
+
+@pytest.mark.skipif(not host_memory._are_there(), reason="no huge pages here")
+def test_a_process_begins_anew_as_it_was_called():
+    faults, started, ended, arguments = run(USE)
+    assert faults < 1000  # 128 of them are its pages
+    assert started == ended
+    assert arguments == ["a b --flag=ü\n"]
+    plain, *_ = run("")
+    if "[always]" not in host_memory._SYSTEM.read_text():
+        assert plain > 60_000
+
+
+@pytest.mark.parametrize(
+    "tunables", ["glibc.malloc.hugetlb=0", "glibc.malloc.check=0:glibc.malloc.hugetlb=2"]
+)
+def test_what_is_set_already_stays(monkeypatch, tunables):
+    monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("began anew"))
+    host_memory.use_huge_pages()
+    assert os.environ["GLIBC_TUNABLES"] == tunables
+
+
+def test_others_settings_are_kept(monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    monkeypatch.setattr(host_memory, "_are_there", lambda: True)
+    begun = []
+    monkeypatch.setattr(os, "execv", lambda *arguments: begun.append(arguments))
+    host_memory.use_huge_pages()
+    assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
+    assert begun == [(sys.executable, [sys.executable, *sys.orig_argv[1:]])]
+
+
+@pytest.mark.parametrize("settings", ["always madvise [never]\n", None])
+def test_where_there_are_none_nothing_happens(monkeypatch, tmp_path, settings):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    pages = tmp_path / "enabled"
+    if settings:
+        pages.write_text(settings)
+    monkeypatch.setattr(host_memory, "_SYSTEM", pages)
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("began anew"))
+    host_memory.use_huge_pages()
+    assert "GLIBC_TUNABLES" not in os.environ
+
+
+def test_a_caller_in_python_is_never_replaced(monkeypatch, capsys):
+    monkeypatch.setattr(host_memory, "use_huge_pages", lambda: pytest.fail("began anew"))
+    assert cli.run(["train", "--help"]) == 0
+    assert "--workdir" in capsys.readouterr().out
