@@ -42,6 +42,7 @@ from vixml_jax import (
 from vixml_jax import config as config_lib
 from vixml_jax import run as run_lib
 from vixml_jax.checkpoint import Checkpointer
+from vixml_jax.collapse import CollapseWatch
 from vixml_jax.data.dataset import XmcDataset
 from vixml_jax.data.pipeline import TrainingData, num_batches, train_batches
 from vixml_jax.errors import UserError
@@ -133,6 +134,7 @@ def train_on(
     data = training_data(run)
     step = int(state.step)
     lr_at = optim.schedule(config.optimizer.lr, config.optimizer.warmup_steps, total_steps)
+    watch = CollapseWatch()
     with (
         Tracker(
             workdir,
@@ -149,7 +151,9 @@ def train_on(
             start, chunk_rows = step - epoch * steps_per_epoch, config.train.chunk_rows
             batches = train_batches(data, order, mesh=mesh, start=start, chunk_rows=chunk_rows, **sampling)
             stop = functools.partial(not_finite.stop, workdir, dataset, data, order, checkpointer, **sampling)
-            meter = Meter(tracker, progress, config.train.log_every, config.train.batch_size, lr_at, stop)
+            meter = Meter(
+                tracker, progress, config.train.log_every, config.train.batch_size, lr_at, stop, watch
+            )
             with preemption.put_off() as is_preempted:
                 for batch in batches:
                     with jax.profiler.StepTraceAnnotation("train", step_num=step):
@@ -328,6 +332,7 @@ class Meter:
       batch_size: B.
       lr_at: the learning rate of a step, from 0.
       stop: called with the first step whose figures are not all finite and these figures; must not return.
+      watch: sees the figures of every step.
     """
 
     def __init__(
@@ -338,9 +343,10 @@ class Meter:
         batch_size: int,
         lr_at: Callable[[int], Any],
         stop: Callable[[int, dict[str, float]], NoReturn],
+        watch: CollapseWatch,
     ):
         self._tracker, self._progress, self._every, self._batch_size = tracker, progress, every, batch_size
-        self._lr_at, self._stop = lr_at, stop
+        self._lr_at, self._stop, self._watch = lr_at, stop, watch
         # (step, epoch, figures on the device) of the steps since the last that was logged.
         self._unseen: list[tuple[int, int, dict[str, jax.Array]]] = []
         self._since = time.monotonic()
@@ -366,6 +372,7 @@ class Meter:
         bad = not_finite.first_of(steps)
         if bad is not None:
             self._stop(self._unseen[bad][0], steps[bad])
+        self._watch.update(step, steps)
         now = time.monotonic()
         speed = len(steps) * self._batch_size / (now - self._since)
         self._since, self._unseen = now, []

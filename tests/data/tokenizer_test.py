@@ -48,6 +48,13 @@ def test_long_texts_are_cut_and_keep_their_end_token(trained):
     assert rows_of(trained, TEXTS) == whole  # the cut leaves nothing behind
 
 
+@pytest.mark.parametrize("max_tokens", [1, 2])
+def test_special_tokens_leave_room_for_a_text(trained, max_tokens):
+    with pytest.raises(UserError, match="no room for a text beside 2 special tokens; give 3 or more"):
+        trained.encode_batch(TEXTS, max_tokens)
+    assert max(map(len, rows_of(trained, TEXTS, 3))) == 3
+
+
 def test_saved_and_loaded_it_is_the_same(trained, tmp_path):
     trained.save(tmp_path / "tokenizer")
     loaded = Tokenizer.load(tmp_path / "tokenizer")

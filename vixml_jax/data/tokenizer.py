@@ -169,7 +169,16 @@ class Tokenizer:
 
         Returns:
           int32 [S], the texts' token ids end to end, and int64 [N], how many each has.
+
+        Raises:
+          UserError: if special tokens alone fill `max_tokens`, or a text cannot be read.
         """
+        special = sum(map(len, self._ends)) if self._special_tokens else 0
+        if max_tokens <= special:  # the library would not cut at all
+            raise UserError(
+                f"config.text.max_tokens={max_tokens} has no room for a text beside {special} special tokens",
+                fix=f"give {special + 1} or more",
+            )
         self._backend.enable_truncation(max_tokens)
         try:
             encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=self._special_tokens)
