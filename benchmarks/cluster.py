@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--json", default="cluster.json", help="where the figures go")
     options = parser.parse_args()
 
-    host_memory.use_huge_pages()  # all ways have them, as `vixml train` has
+    host_memory.keep_freed()  # all ways, as `vixml train` does
     x = lumps(options.rows, options.dim, seed=0)
     on_device = jax.device_put(x)
     ways: dict[str, Callable[[int], np.ndarray]] = {

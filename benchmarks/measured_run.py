@@ -51,9 +51,9 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 def begin(options: argparse.Namespace) -> int:
     """Shrinks the options if they shall be quick, and keeps the process to its cores; returns their number.
 
-    To be called before anything starts threads. Both sides have huge pages, as `vixml train` has.
+    To be called before anything starts threads. Both sides keep what they free, as `vixml train` does.
     """
-    host_memory.use_huge_pages()
+    host_memory.keep_freed()
     if options.quick:
         options.checkpoint, options.layers = "random:bert-tiny", 0
         options.batch, options.row_length, options.rounds = 32, 32, min(options.rounds, 2)

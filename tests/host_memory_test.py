@@ -1,88 +1,83 @@
-"""Large memory comes in huge pages; counted in page faults, not in seconds."""
+"""Freed memory comes back without the system's help, counted in page faults; what is in pieces goes back."""
 
 from __future__ import annotations
 
-import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from vixml_jax import cli, host_memory
+from vixml_jax import host_memory
 
-# Faults of a piece of 256 MB, and what the process was called with. NumPy asks for huge pages for its arrays.
+ROOT = Path(__file__).parent.parent
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
+
+# Faults of the last of three pieces of 256 MB, one after the other, as XLA's scratch memory comes and goes.
 FAULTS = """
-import os, resource, sys
+import resource
+from vixml_jax import host_memory
 {}
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-b'x' * (1 << 28)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, os.getpid(), *sys.argv[1:])
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    b"x" * (1 << 28)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults)
 """
-USE = "from vixml_jax import host_memory; host_memory.use_huge_pages()"
+
+# MB in the end of a process that is past its share from the start, after pieces with small ones in between.
+PIECES = """
+import time
+from vixml_jax import host_memory
+host_memory.SHARE, host_memory.SECONDS_BETWEEN_LOOKS = {}, 0.05
+host_memory.keep_freed()
+large, small = [], []
+for _ in range(32):
+    large.append(b"x" * (8 << 20))
+    small.append(bytearray(1 << 10))
+del large
+for _ in range(100):
+    time.sleep(0.05)
+    if host_memory.resident_bytes() < 128 << 20:
+        break
+print(host_memory.resident_bytes() >> 20)
+"""
 
 
-def run(line: str, **environment: str) -> tuple[int, int, int, list[str]]:
-    """Faults; process number as started and in the end; arguments."""
-    clean = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-    command = [sys.executable, "-X", "utf8", "-c", FAULTS.format(line), "a b", "--flag=ü"]
-    process = subprocess.Popen(
-        command,
-        cwd=Path(__file__).parent.parent,
-        env={**clean, **environment},
-        stdout=subprocess.PIPE,
-        encoding="utf-8",
-    )
-    output, _ = process.communicate()
-    assert not process.returncode
-    faults, number, *arguments = output.split(maxsplit=2)
-    return int(faults), process.pid, int(number), arguments
+def printed(code: str) -> int:
+    return int(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT))
 
 
-@pytest.mark.skipif(not host_memory._are_there(), reason="no huge pages here")
-def test_a_process_begins_anew_as_it_was_called():
-    faults, started, ended, arguments = run(USE)
-    assert faults < 1000  # 128 of them are its pages
-    assert started == ended
-    assert arguments == ["a b --flag=ü\n"]
-    plain, *_ = run("")
-    if "[always]" not in host_memory._SYSTEM.read_text():
-        assert plain > 60_000
+@glibc
+def test_freed_memory_is_used_again():
+    assert printed(FAULTS.format("")) > 60_000  # one for each page
+    assert printed(FAULTS.format("host_memory.keep_freed()")) < 20
 
 
-@pytest.mark.parametrize(
-    "tunables", ["glibc.malloc.hugetlb=0", "glibc.malloc.check=0:glibc.malloc.hugetlb=2"]
-)
-def test_what_is_set_already_stays(monkeypatch, tunables):
-    monkeypatch.setenv("GLIBC_TUNABLES", tunables)
-    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("began anew"))
-    host_memory.use_huge_pages()
-    assert os.environ["GLIBC_TUNABLES"] == tunables
+@glibc
+@pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0, 127), (1.0, 256, 1024)])
+def test_past_its_share_a_process_gives_back_what_is_free(share, least, most):
+    assert least <= printed(PIECES.format(share)) <= most
 
 
-def test_others_settings_are_kept(monkeypatch):
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
-    monkeypatch.setattr(host_memory, "_are_there", lambda: True)
-    begun = []
-    monkeypatch.setattr(os, "execv", lambda *arguments: begun.append(arguments))
-    host_memory.use_huge_pages()
-    assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
-    assert begun == [(sys.executable, [sys.executable, *sys.orig_argv[1:]])]
+def test_a_limit_that_is_in_use_grows():
+    limit = host_memory.Limit(1000)
+    assert not limit.is_passed(999, 0.0)
+    assert limit.is_passed(1000, 1.0)
+    assert not limit.is_passed(400, 2.0)
+    assert limit.is_passed(1100, 3.0)  # again so soon: no pieces, but what it needs
+    assert not limit.is_passed(1400, 4.0)
+    assert limit.is_passed(1500, 100.0)
+    assert limit.is_passed(1600, 200.0)  # long after: pieces
+    assert not limit.is_passed(1499, 300.0)
 
 
-@pytest.mark.parametrize("settings", ["always madvise [never]\n", None])
-def test_where_there_are_none_nothing_happens(monkeypatch, tmp_path, settings):
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    pages = tmp_path / "enabled"
-    if settings:
-        pages.write_text(settings)
-    monkeypatch.setattr(host_memory, "_SYSTEM", pages)
-    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("began anew"))
-    host_memory.use_huge_pages()
-    assert "GLIBC_TUNABLES" not in os.environ
-
-
-def test_a_caller_in_python_is_never_replaced(monkeypatch, capsys):
-    monkeypatch.setattr(host_memory, "use_huge_pages", lambda: pytest.fail("began anew"))
-    assert cli.run(["train", "--help"]) == 0
-    assert "--workdir" in capsys.readouterr().out
+@pytest.mark.parametrize(("written", "expected"), [("max\n", None), ("1048576\n", 1 << 20), (None, None)])
+def test_a_container_has_less_than_its_machine(monkeypatch, tmp_path, written, expected):
+    path = tmp_path / "memory.max"
+    if written is not None:
+        path.write_text(written)
+    monkeypatch.setattr(host_memory, "_CGROUP_LIMIT", path)
+    machine = host_memory.machine_bytes()
+    assert machine == expected if expected else machine > 1 << 28

@@ -54,8 +54,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tables": ("vixml_jax.tables", "the paper's tables: a command for each row, and what was measured"),
     "metrics": ("vixml_jax.score", "score a prediction file against truth; no model, no accelerator"),
 }
-# They run towers over and over, with scratch memory that comes and goes.
-WITH_HUGE_PAGES = ("demo", "train", "eval", "tune", "embed", "predict")
+# They run towers over and over, and end: what they free they will want again.
+KEEP_MEMORY = ("demo", "train", "eval", "tune", "embed", "predict")
 EXAMPLE = "vixml train --config=configs/demo.py:images=3 --workdir=runs/demo/vixml"
 PREEMPTED = 75  # sysexits.h: a temporary failure, try again
 INTERRUPTED = 130
@@ -76,9 +76,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     Args:
       argv: what follows `vixml`; by default that of the process.
     """
-    if argv is None and sys.argv[1:2] and sys.argv[1] in WITH_HUGE_PAGES:
-        host_memory.use_huge_pages()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and arguments and arguments[0] in KEEP_MEMORY:  # not of a caller's process
+        host_memory.keep_freed()
     return _exit_code("vixml", lambda: _dispatch(arguments))
 
 

@@ -1,42 +1,81 @@
-"""Memory of the host in huge pages: the system hands out 2 MB at a time where it would hand out 4 KB."""
+"""Memory of the host: what one computation frees is kept for the next, within bounds."""
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
-import sys
+import threading
+import time
 from pathlib import Path
 
-_TUNABLES, _HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
-_SYSTEM = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+# <malloc.h> of glibc.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+
+# From this share of the machine's memory on, what is kept and not in use goes back to the system.
+SHARE = 0.25
+SECONDS_BETWEEN_LOOKS = 1.0
+# Memory that has grown as large again by then is in use.
+SECONDS_TO_GROW_AGAIN = 10.0
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-def use_huge_pages() -> None:
-    """Begins the process anew with a malloc that asks for huge pages, where system and glibc have them.
+def keep_freed() -> None:
+    """Tells malloc to keep what is freed, where it is glibc's; elsewhere nothing changes.
 
-    On CPUs XLA asks for the scratch memory of a program at every call, GBs for a training step, and glibc
-    maps so large a piece anew each time: the system hands it out page by page, cleared first. Pages of 2 MB
-    are 512 times fewer. malloc reads its settings as a process starts, so that the process replaces itself:
-    same number, same arguments. Nothing happens where that is done already, and where it cannot be.
+    On CPUs XLA asks for the scratch memory of a program at every call, hundreds of MB for a training step.
+    glibc maps so large a piece anew each time, and the system hands it out page by page, cleared first: a
+    fifth of the processor time of a step of MiniLM.
 
-    To be called before anything else; only where the process is ours.
+    What is kept is soon in pieces, where programs of several shapes need scratch memory of several sizes: a
+    run that needs 4 GB has held 15. So a thread looks at what the process has, and past a share of the
+    machine's memory hands back all that is free.
+
+    To be called before threads are started: those that have a heap of their own keep it.
     """
-    tunables = os.environ.get(_TUNABLES, "")
-    if _HUGE_PAGES in tunables or not _are_there():
+    libc = ctypes.CDLL(None)
+    mallopt, trim = getattr(libc, "mallopt", None), getattr(libc, "malloc_trim", None)
+    if mallopt is None or trim is None:  # musl, macOS
         return
-    os.environ[_TUNABLES] = ":".join(filter(None, [tunables, f"{_HUGE_PAGES}=1"]))
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)):
+        mallopt(parameter, value)
+
+    def watch() -> None:
+        limit = Limit(SHARE * machine_bytes())
+        while True:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            if limit.is_passed(resident_bytes(), time.monotonic()):
+                trim(0)
+
+    threading.Thread(target=watch, name="kept memory", daemon=True).start()
 
 
-def _are_there() -> bool:
-    """Whether the system has huge pages for those who ask, and malloc knows how to: Linux with glibc 2.35."""
+class Limit:
+    """Says when memory goes back: past so many bytes, which become more where they prove to be in use."""
+
+    def __init__(self, limit: float):
+        self._bytes, self._since = limit, -math.inf
+
+    def is_passed(self, resident: int, now: float) -> bool:
+        """Whether a process of `resident` bytes gives back what is free; `now` in seconds, of any clock."""
+        if resident < self._bytes:
+            return False
+        if now - self._since < SECONDS_TO_GROW_AGAIN:
+            self._bytes *= 1.5
+        self._since = now
+        return True
+
+
+def resident_bytes() -> int:
+    """Memory that the process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def machine_bytes() -> int:
+    """Memory of the machine, or of the container."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
-        name, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
-        settings = _SYSTEM.read_text()
-    except (AttributeError, ValueError, OSError):  # musl, macOS, Windows; a kernel without them
-        return False
-    return (
-        name == "glibc"
-        and tuple(map(int, version.split(".")[:2])) >= (2, 35)
-        and "[never]" not in settings
-        and bool(sys.executable)
-    )
+        return min(physical, int(_CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit: "max"
+        return physical
