@@ -3,12 +3,14 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import resource
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from absl import flags
 
@@ -274,6 +276,23 @@ def test_a_full_disk_that_others_report_is_one_line_too(job, capsys):
 
     job.main = main
     assert fails(capsys, "toy", "--out=x").startswith("no space left on device; make room")
+
+
+def test_an_array_that_finds_no_room_is_one_line(job, capsys, tmp_path):
+    """NumPy says how much it has written, and not why."""
+
+    def main() -> None:
+        with open(tmp_path / "array.npy", "wb") as file:
+            soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+            try:
+                np.save(file, np.ones(100_000))
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    job.main = main
+    line = fails(capsys, "toy", "--out=x")
+    assert line.startswith("an array could not be written as a whole; make room")
 
 
 def test_what_a_terminal_would_obey_is_shown_and_not_sent():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import struct
+import subprocess
 import sys
 from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from vixml_jax.errors import NotFinite, UserError
 from vixml_jax.tracking import Tracker
@@ -15,6 +18,19 @@ from vixml_jax.tracking import Tracker
 
 def _records(workdir) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def _events(workdir) -> list[tuple[int, object]]:
+    """Step and figures of the records of the event file, without its first, the format's version."""
+    (path,) = (workdir / "events").iterdir()
+    data, found = path.read_bytes(), []
+    while data:  # length, its sum, the record, its sum
+        end = 12 + struct.unpack("<Q", data[:8])[0]
+        event = Event.FromString(data[12:end])
+        figures = {value.tag: value.simple_value for value in event.summary.value}
+        found.append((event.step, "start" if event.HasField("session_log") else figures))
+        data = data[end + 4 :]
+    return found[1:]
 
 
 def _write(workdir, steps, tail: str = "") -> None:
@@ -32,7 +48,44 @@ def test_records_and_events_are_written(tmp_path):
         assert _records(tmp_path / "run") == [{"step": 1, "train/loss": 0.5, "perf/speed": 3.0}]  # at once
         tracker.log(2, {"train/loss": 0.25})
     assert [record["step"] for record in _records(tmp_path / "run")] == [1, 2]
-    assert any((tmp_path / "run" / "events").iterdir())
+    assert _events(tmp_path / "run") == [
+        (1, {"perf/speed": 3.0}),
+        (1, {"train/loss": 0.5}),
+        (2, {"train/loss": 0.25}),
+    ]
+
+
+def test_events_are_on_disk_at_once_and_those_after_the_resumed_step_do_not_count(tmp_path):
+    with Tracker(tmp_path, resumed_at=4) as tracker:
+        tracker.log(5, {"train/loss": 7.0})
+        assert _events(tmp_path) == [(5, "start"), (5, {"train/loss": 7.0})]
+
+
+FILLED = """
+import resource, sys
+from pathlib import Path
+from vixml_jax import cli
+from vixml_jax.tracking import Tracker
+
+def fill():
+    figures = {f"f{i}": 0.5 for i in range(100)}  # of these, events take more room than lines
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+    with Tracker(Path(sys.argv[1])) as tracker:
+        for step in range(100):
+            tracker.log(step, figures)
+
+sys.exit(cli._exit_code("vixml", fill))
+"""
+
+
+def test_events_that_find_no_room_end_the_run(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FILLED, tmp_path], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("vixml: error: file too large; ")
+    assert done.stderr.count("\n") == 1
+    assert (tmp_path / "metrics.jsonl").stat().st_size < 6000  # it was the events that found none
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,16 @@ import contextlib
 import logging
 import os
 import re
+import sys
+import threading
+import warnings
 import zlib
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 import jax
+from absl import logging as absl_logging
 from orbax.checkpoint import v1 as ocp
 
 from vixml_jax import distributed, files
@@ -48,6 +53,7 @@ class Checkpointer:
     """
 
     def __init__(self, workdir: Path, keep: int = 1, keep_every: int = 0, *, only: tuple[str, ...] = ()):
+        _say_failures_once()
         self._root = (workdir / DIRECTORY).absolute()
         self._sums = (workdir / SUMS).absolute()
         self._newest: int | None = distributed.on_lead(lambda: _newest_sound(self._root, self._sums, only))
@@ -149,6 +155,28 @@ class Checkpointer:
         done, self._sum = self._sum, None
         if done is not None:
             done.result()
+
+
+def _say_failures_once() -> None:
+    """Keeps Orbax from printing what it raises.
+
+    A write that fails, as on a full disk, fails in several of its threads; each logs a traceback, and leaves
+    coroutines and callbacks behind that complain of it. The error itself reaches whoever waits for the write.
+    """
+    absl_logging.get_absl_logger().addFilter(_is_not_raised_by_orbax)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    if sys.excepthook is not _excepthook:
+        sys.excepthook = _excepthook
+
+
+def _is_not_raised_by_orbax(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and "orbax" in Path(record.pathname).parts)
+
+
+def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Leaves out what TensorStore's own threads say when the event loop of a failed write is gone."""
+    if threading.current_thread() is threading.main_thread() or str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)
 
 
 def steps_in(root: Path) -> list[int]:

@@ -18,6 +18,7 @@ import importlib
 import inspect
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
@@ -67,6 +68,8 @@ _DISK = {
     errno.EFBIG: "raise the limit (ulimit -f) and run the same command again",
     errno.EROFS: "give a place that can be written to",
 }
+# What NumPy raises instead, without the system's reason.
+_CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
 BROKEN_PIPE = 141  # what a shell shows for a program that SIGPIPE ended
 
 
@@ -118,6 +121,9 @@ def _exit_code(program: str, work: Callable[[], int]) -> int:
     except OSError as error:
         # These are the state of the user's disk. A missing file is checked for where it is read, so that
         # one which turns up here is a bug.
+        if error.errno is None and _CUT_SHORT.fullmatch(str(error)):
+            fix = "make room, or raise the limit (ulimit -f), and run the same command again"
+            return _fail(program, str(UserError("an array could not be written as a whole", fix=fix)))
         kinds = (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
         if error.errno not in _DISK and (error.filename is None or not isinstance(error, kinds)):
             raise

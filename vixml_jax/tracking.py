@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import math
+import os
 import secrets
+import time
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 
 from vixml_jax import files
 from vixml_jax.errors import NotFinite, UserError
+
+# Made by protobuf at run time, so that type checkers see none of them.
+_proto: Any = event_pb2
 
 # In the workdir: the id of its run at Weights & Biases, which a continued run goes on with.
 WANDB_RUN = "wandb_run.json"
@@ -52,8 +60,7 @@ class Tracker:
                 self._wandb = _start_wandb(wandb_project, workdir, config, resumed_at)
             drop_after(self._path, resumed_at)
             self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
-            purge = None if resumed_at is None else resumed_at + 1
-            self._events = SummaryWriter(str(workdir / "events"), purge_step=purge)
+            self._events = Events(workdir / "events", None if resumed_at is None else resumed_at + 1)
 
     def log(self, step: int, figures: dict[str, jax.Array | float]) -> dict[str, float]:
         """Writes `figures` (scalars, fetched from the device here) and returns them as floats.
@@ -70,8 +77,7 @@ class Tracker:
         if self._file is not None and self._events is not None:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
-            for name, value in values.items():
-                self._events.add_scalar(name, value, step)
+            self._events.write(step, values)
             if self._wandb is not None:
                 # Steps that it has seen already, before a kill, it leaves out: they would be the same.
                 self._wandb.log(values, step=step)
@@ -87,11 +93,43 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None and self._events is not None:
-            self._file.close()
-            self._events.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=int(kind is not None))
+        with contextlib.ExitStack() as stack:  # all of them, even where the disk is full
+            if self._wandb is not None:
+                stack.callback(self._wandb.finish, exit_code=int(kind is not None))
+            if self._events is not None:
+                stack.callback(self._events.close)
+            if self._file is not None:
+                stack.callback(self._file.close)
+
+
+class Events:
+    """Figures in the format of TensorBoard, on disk when `write` returns.
+
+    tensorboardX has a writer that leaves this to a thread. Where the disk is full the thread ends, and who
+    hands it figures waits for ever.
+
+    Args:
+      directory: gets one file more.
+      purge_from: the first step of which events in earlier files do not count; None for none.
+    """
+
+    def __init__(self, directory: Path, purge_from: int | None = None):
+        directory.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(os.fspath(directory / "events"))
+        if purge_from is not None:
+            start = _proto.SessionLog(status=_proto.SessionLog.START)
+            self._writer.write_event(_proto.Event(step=purge_from, wall_time=time.time(), session_log=start))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes the figures of a step."""
+        for name, value in values.items():
+            figure = summary.scalar(name, value)
+            self._writer.write_event(_proto.Event(step=step, wall_time=time.time(), summary=figure))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._writer.close()
 
 
 def drop_after(path: Path, step: int | None) -> None:
