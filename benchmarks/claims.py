@@ -1,13 +1,13 @@
 """What the field's papers claim, tried on the two real sets: every setting on several seeds, one script.
 
   python benchmarks/claims.py --picto=data/picto_tags --tate=data/tate_subjects --checkpoint=MINILM_L6_DIR \
-      --vision=runs/pictures/tower --out=runs/claims --write=docs/results.md
+      --vision=runs/pictures/tower --out=runs/claims --figures=docs/claims.json --write=docs/results.md
 
 Each setting is a `vixml train` of its own, below --out, small enough for a few minutes on two cores: the
 first three layers of MiniLM-L6, three epochs (LF-TateSubjects: one), batches of 256. Labels alone are
 searched, as in the paper's comparisons. Only one thing differs within a claim. Nothing is chosen here by what
-comes out.
-Runs that are finished are not repeated, so that a stopped script goes on; --seeds=0 shows what there is.
+comes out. --figures keeps what each run measured: those are not repeated, so that a stopped script goes on;
+--seeds=0 shows what there is.
 
 A claim holds if the gain, taken seed by seed, is above zero in a one-sided t-test at 5 percent; it is said to
 be reversed where the loss is.
@@ -134,45 +134,43 @@ def main() -> None:
     parser.add_argument(
         "--vision", help="vision tower for MM-PictoTags, as configs/pretrain_vision.py makes it"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=Path("runs/claims"), help="folder of the runs")
+    parser.add_argument(
+        "--figures", type=Path, default=ROOT / "docs" / "claims.json", help="what was measured"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="0 .. n-1 of each setting; 0 trains nothing")
     parser.add_argument("--only", default="", help="claims whose text or set has this in it")
     parser.add_argument("--quick", action="store_true", help="a size that takes seconds, to see that it runs")
     parser.add_argument("--write", type=Path, help="Markdown file with a place for the tables")
-    parser.add_argument("--json", help="JSON file for the figures")
     options = parser.parse_args()
     claims = [claim for claim in CLAIMS if options.only in f"{claim.text} {claim.better.dataset}"]
     settings = list(dict.fromkeys(setting for claim in claims for setting in (claim.better, claim.worse)))
 
+    measured = files.read_json(options.figures) if options.figures.exists() else {}
     todo = [
         (setting, seed)
         for seed in range(options.seeds)
         for setting in settings
-        if not (workdir(options.out, setting, seed) / "metrics.json").exists()
+        if str(seed) not in measured.get(setting.slug, {})
     ]
     began = time.monotonic()
     for number, (setting, seed) in enumerate(todo):
         left = (time.monotonic() - began) / number * (len(todo) - number) / 60 if number else math.nan
         print(f"{number + 1}/{len(todo)}: {setting.slug}, seed {seed}; {left:.0f} min left", flush=True)
-        train(setting, seed, options)
+        run = train(setting, seed, options)
+        figures = {metric: round(run[metric], 3) for metric in METRICS}
+        measured.setdefault(setting.slug, {})[str(seed)] = {**figures, **timing.machine()}
+        files.write_json(options.figures, measured)
 
-    found = {setting: figures(options.out, setting) for setting in settings}
+    found = {setting: by_metric(measured, setting) for setting in settings}
     text = "\n".join([*setting_table(found), "", *claim_table(claims, found)])
     print(text)
     if options.write:
         write_between(options.write, text)
-    if options.json:
-        by_setting = {f"{setting.dataset}: {setting.name}": found[setting] for setting in settings}
-        files.write_json(options.json, {**timing.machine(), "runs": by_setting})
 
 
-def workdir(out: Path, setting: Setting, seed: int) -> Path:
-    """The run's folder."""
-    return out / setting.slug / f"seed={seed}"
-
-
-def train(setting: Setting, seed: int, options: argparse.Namespace) -> None:
-    """Runs `vixml train`; its log lies beside the run."""
+def train(setting: Setting, seed: int, options: argparse.Namespace) -> dict[str, float]:
+    """Runs `vixml train`, whose log lies beside the run, and returns its figures."""
     directory = getattr(options, setting.dataset)
     if not directory or not (options.checkpoint or setting.decoder):
         sys.exit(f"{setting.name} needs --{setting.dataset} and --checkpoint")
@@ -197,7 +195,7 @@ def train(setting: Setting, seed: int, options: argparse.Namespace) -> None:
         flags.append(f"--config.vision.checkpoint={options.vision}")
     if options.quick:
         flags += ["--config.train.epochs=1", "--config.train.batch_size=32", "--config.dataset.max_train=64"]
-    target = workdir(options.out, setting, seed)
+    target = options.out / setting.slug / f"seed={seed}"
     flags += [*setting.flags, f"--config.train.seed={seed}", f"--workdir={target}"]
     target.mkdir(parents=True, exist_ok=True)
     with open(target.parent / f"seed={seed}.log", "w") as log:
@@ -205,36 +203,36 @@ def train(setting: Setting, seed: int, options: argparse.Namespace) -> None:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
     if code:
         sys.exit(f"exit code {code}: see {target.parent}/seed={seed}.log")
+    return files.read_json(target / "metrics.json")
 
 
-def figures(out: Path, setting: Setting) -> dict[str, list[float]]:
-    """Figures of a setting's finished runs, by seed in order: metric -> percent."""
-    paths = sorted((out / setting.slug).glob("seed=*/metrics.json"))
-    runs = [files.read_json(path) for path in paths]
-    return {metric: [run[metric] for run in runs] for metric in METRICS}
+def by_metric(
+    measured: dict[str, dict[str, dict[str, float]]], setting: Setting
+) -> dict[str, dict[str, float]]:
+    """Figures of a setting: metric -> seed -> percent."""
+    runs = measured.get(setting.slug, {})
+    return {metric: {seed: run[metric] for seed, run in sorted(runs.items())} for metric in METRICS}
 
 
-def setting_table(found: dict[Setting, dict[str, list[float]]]) -> Iterable[str]:
+def setting_table(found: dict[Setting, dict[str, dict[str, float]]]) -> Iterable[str]:
     """Yields the lines of the table of settings: mean and standard deviation."""
     yield f"| set | setting | {' | '.join(METRICS)} | seeds |"
     yield "|---|---|" + "---|" * (len(METRICS) + 1)
     sets = {"picto": "MM-PictoTags", "tate": "LF-TateSubjects"}
-    for setting, by_metric in found.items():
-        cells = [shown(values) for values in by_metric.values()]
-        yield f"| {sets[setting.dataset]} | {setting.name} | {' | '.join(cells)} | {len(by_metric['P@1'])} |"
+    for setting, figures in found.items():
+        cells = [shown(list(by_seed.values())) for by_seed in figures.values()]
+        yield f"| {sets[setting.dataset]} | {setting.name} | {' | '.join(cells)} | {len(figures['P@1'])} |"
 
 
-def claim_table(claims: Sequence[Claim], found: dict[Setting, dict[str, list[float]]]) -> Iterable[str]:
+def claim_table(claims: Sequence[Claim], found: dict[Setting, dict[str, dict[str, float]]]) -> Iterable[str]:
     """Yields the lines of the table of claims: gains, seed by seed, and whether the claim holds."""
     yield "| claim | set | gain in P@1 | gain in R@100 | by P@1 |"
     yield "|---|---|---|---|---|"
     for claim in claims:
-        gains = {
-            metric: [
-                a - b for a, b in zip(found[claim.better][metric], found[claim.worse][metric], strict=False)
-            ]
-            for metric in ("P@1", "R@100")
-        }
+        gains = {}
+        for metric in ("P@1", "R@100"):
+            better, worse = found[claim.better][metric], found[claim.worse][metric]
+            gains[metric] = [better[seed] - worse[seed] for seed in better.keys() & worse.keys()]
         cells = " | ".join(shown(values, sign="+") for values in gains.values())
         yield f"| {claim.text} | {claim.better.dataset} | {cells} | {verdict(gains['P@1'])} |"
 

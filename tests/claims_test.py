@@ -1,13 +1,12 @@
 """The script of claims: its settings are told apart, its gains are paired by seed, its table has a place."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import scipy.stats
-
-from vixml_jax import files
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -32,19 +31,22 @@ def test_settings_that_differ_have_folders_of_their_own(claims):
         assert (claim.better.args != claim.worse.args) + (claim.better.flags != claim.worse.flags) == 1
 
 
-def test_gains_are_taken_seed_by_seed(claims, tmp_path):
+def test_gains_are_taken_seed_by_seed(claims):
     claim = claims.CLAIMS[0]
     # Apart from each other by less than the seeds are: only pairs show that the better one is better.
-    for seed, base in enumerate((20.0, 30.0, 40.0)):
-        for setting, gain in ((claim.better, 1.0 + 0.1 * seed), (claim.worse, 0.0)):
-            workdir = claims.workdir(tmp_path, setting, seed)
-            workdir.mkdir(parents=True)
-            files.write_json(workdir / "metrics.json", dict.fromkeys(claims.METRICS, base + gain))
-    found = {setting: claims.figures(tmp_path, setting) for setting in (claim.better, claim.worse)}
+    measured = {
+        setting.slug: {
+            str(seed): dict.fromkeys(claims.METRICS, base + gain * (1 + 0.1 * seed))
+            for seed, base in enumerate((20.0, 30.0, 40.0))
+        }
+        for setting, gain in ((claim.better, 1.0), (claim.worse, 0.0))
+    }
+    measured[claim.worse.slug]["7"] = dict.fromkeys(claims.METRICS, 90.0)  # has no counterpart
+    found = {setting: claims.by_metric(measured, setting) for setting in (claim.better, claim.worse)}
     (line,) = list(claims.claim_table([claim], found))[2:]
     assert "+1.10 ± 0.10" in line
     assert line.endswith("| holds |")
-    assert "30.00 ± 10.00" in list(claims.setting_table(found))[-1]
+    assert "31.10 ± 10.10" in list(claims.setting_table(found))[-2]
 
 
 def test_the_verdict_is_that_of_a_t_test(claims):
@@ -53,6 +55,28 @@ def test_the_verdict_is_that_of_a_t_test(claims):
         expected = "holds" if p < 0.05 else "reversed" if p > 0.95 else "not decided"
         assert claims.verdict(gains) == expected
     assert claims.verdict([1.0]) == "too few runs"
+
+
+def test_what_is_measured_is_not_run_again(claims, monkeypatch, tmp_path, capsys):
+    claim, figures = claims.CLAIMS[0], tmp_path / "figures.json"
+    settings = (claim.better, claim.worse)
+    known = {setting.slug: {"0": dict.fromkeys(claims.METRICS, 50.0)} for setting in settings}
+    figures.write_text(json.dumps(known))
+    trained = []
+
+    def train(setting, seed, _):
+        trained.append((setting, seed))
+        return dict.fromkeys(claims.METRICS, 51.0)
+
+    monkeypatch.setattr(claims, "train", train)
+    arguments = [f"--figures={figures}", f"--only={claim.text}", "--seeds=2"]
+    monkeypatch.setattr(sys, "argv", ["claims.py", *arguments])
+    claims.main()
+    assert trained == [(setting, 1) for setting in settings]
+    assert json.loads(figures.read_text())[claim.better.slug]["1"]["P@1"] == 51.0
+    assert "50.50 ± 0.71" in capsys.readouterr().out
+    claims.main()
+    assert len(trained) == 2
 
 
 def test_the_table_is_put_in_its_place(claims, tmp_path):
