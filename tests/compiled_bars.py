@@ -71,7 +71,7 @@ def moved_weights(run: AbstractRun, plan: ProgramPlan) -> list[str]:
         where = f"{instruction.opcode} {before} -> {after} {instruction.source}"
         if shape in frozen and (is_cast or is_turned or is_copy):
             found.append(f"{where}: a frozen weight")
-        if is_turned and tables & set(shape) and math.prod(shape) >= LARGE:
+        if is_turned and len(shape) == 2 and tables & set(shape) and math.prod(shape) >= LARGE:
             found.append(f"{where}: a table")
     return found
 

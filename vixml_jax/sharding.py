@@ -50,6 +50,7 @@ LOGICAL_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("head_dim", None),
     ("position", None),
     ("lora", None),
+    ("lora_split", "fsdp"),
     ("embedding", None),
     ("norm", None),
     ("image", None),

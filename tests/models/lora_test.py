@@ -58,6 +58,24 @@ def add_to_torch(model, directory):
     return set(settings["target_modules"])
 
 
+@pytest.mark.parametrize(("rank", "least"), [(8, 4), (6, 1)])  # 6 does not divide by four places
+def test_no_adapter_lies_whole_on_every_device(torch_model, rank, least):
+    _, directory = torch_model("qwen2")
+    with sharding.use(sharding.make_mesh(2, 4, 1)):
+        tower = hub.load_text_tower(str(directory))
+        lora.attach(tower, lora.LoraConfig(rank=rank, alpha=8.0), rngs=nnx.Rngs(0))
+        parts = {}
+        for path, linear in lora.linears(tower):
+            for name in ("lora_a", "lora_b"):
+                value = getattr(linear.adapter, name).get_value()
+                whole, part = value.size, np.prod(value.sharding.shard_shape(value.shape))
+                parts[path[-1], name] = whole // part
+    assert len(parts) == 14
+    assert min(parts.values()) == least
+    assert parts["down_proj", "lora_a"] == parts["gate_proj", "lora_b"] == least
+    assert parts["gate_proj", "lora_a"] == 4
+
+
 @pytest.mark.parametrize(
     ("name", "config"),
     [

@@ -77,8 +77,8 @@ def attach(tower: Any, config: LoraConfig, *, rngs: nnx.Rngs, param_dtype: DType
         )
         b = jnp.zeros((*layers, config.rank, out_dim), param_dtype)
         linear.adapter = Adapter(
-            nnx.LoRAParam(a, out_sharding=(*axes[:-2], axes[-2], "lora")),
-            nnx.LoRAParam(b, out_sharding=(*axes[:-2], "lora", axes[-1])),
+            nnx.LoRAParam(a, out_sharding=(*axes[:-2], axes[-2], _rank_axis(axes[-2], config.rank))),
+            nnx.LoRAParam(b, out_sharding=(*axes[:-2], _rank_axis(axes[-1], config.rank), axes[-1])),
             config.scale,
         )
     if unknown := set(config.targets) - found - set(TARGETS):
@@ -91,6 +91,16 @@ def attach(tower: Any, config: LoraConfig, *, rngs: nnx.Rngs, param_dtype: DType
         raise UserError(
             "config.text.lora_targets names no linear map of the tower", fix="give q_proj, v_proj"
         )
+
+
+def _rank_axis(other: str, rank: int) -> str:
+    """Names the rank's axis beside another: it is split where the other one is not, if it can be.
+
+    Otherwise half of the adapters' matrices, with moments and gradients, would lie whole on every device:
+    5 GB of Qwen2.5-3B's at rank 256.
+    """
+    places = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1)
+    return "lora" if other == "embed" or rank % places else "lora_split"
 
 
 def merge(tower: Any, dtype: DTypeLike = jnp.float32) -> None:
