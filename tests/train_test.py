@@ -116,19 +116,23 @@ def test_killed_and_continued_is_uninterrupted(dataset, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "sizes",
+    ("sizes", "adapted"),
     [
-        (2, 2, 2),
-        pytest.param((8, 1, 1), marks=pytest.mark.slow),
-        pytest.param((1, 8, 1), marks=pytest.mark.slow),
+        ((2, 2, 2), False),
+        pytest.param((8, 1, 1), False, marks=pytest.mark.slow),
+        pytest.param((1, 8, 1), False, marks=pytest.mark.slow),
+        pytest.param((2, 2, 2), True, marks=pytest.mark.slow),
+        pytest.param((2, 4, 1), True, marks=pytest.mark.slow),
     ],
 )
-def test_every_mesh_gives_the_same_curve(dataset, tmp_path, sizes):
-    """On many devices in chunks of rows, on one all rows at once."""
+def test_every_mesh_gives_the_same_curve(dataset, tmp_path, sizes, adapted):
+    """On many devices in chunks of rows, on one all rows at once; an encoder, and a decoder's adapters."""
     curves = {}
     for name, (axes, devices) in {"one": ((1, 1, 1), 1), "many": (sizes, 8)}.items():
         config = tiny.config(dataset, images=2)
         config.train.chunk_rows = 2 * (devices > 1)
+        if adapted:
+            config.text.checkpoint, config.text.train, config.text.lora_rank = "random:qwen2-tiny", "lora", 8
         config.mesh.data, config.mesh.fsdp, config.mesh.tensor = axes
         with tiny.only_devices(devices):
             train(config, tmp_path / name)
