@@ -116,7 +116,10 @@ def test_borrowed_centroids(seed):
     near = np.array([[0, 2, 3], [7, 5, -1], [2, 6, -1], [4, 1, 0]])
     cosines = -np.sort(-rng.uniform(-1, 1, near.shape).astype(np.float32), axis=1)
     cosines[near < 0] = -np.inf
-    borrowed = centroids.borrowed_centroids(known, near, cosines)
+    shares = centroids.lending_shares(known, near, cosines)
+    lends = [any(known[i].any() for i in labels if i >= 0) for labels in near]
+    np.testing.assert_allclose(shares.sum(axis=1), lends, rtol=1e-6)
+    borrowed = centroids.borrowed_centroids(known, near, shares)
     for row, (labels, similar) in enumerate(zip(near, cosines, strict=True)):
         lenders = [(np.exp(s / 0.05), known[i]) for i, s in zip(labels, similar, strict=True) if i >= 0]
         lenders = [(weight, centroid) for weight, centroid in lenders if centroid.any()]

@@ -29,7 +29,7 @@ def forbidden_collectives(run: AbstractRun, plan: ProgramPlan) -> list[str]:
             is_large = len(array.dims) > 1 and size >= rows * length * dim
             reasons = {
                 "a whole table": bool(tables & set(array.dims)) and size >= min(tables) * dim,
-                "the similarities": array.dims.count(batch) >= 2,
+                "the similarities": array.dims.count(batch) >= 2 and size not in weights,
                 "all activations": is_large and size not in weights,
             }
             where = f"{collective.kind} {array.dtype}{list(array.dims)} {collective.source}"

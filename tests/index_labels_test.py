@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
 
 import numpy as np
 import pytest
+import scipy.sparse
 import tiny
 
 from vixml_jax import XmcModel, cli, index_labels, retrieval
 from vixml_jax import config as config_lib
+from vixml_jax.added_labels import ADDED
 from vixml_jax.checkpoint import steps_in
-from vixml_jax.search import ADDED, OF
+from vixml_jax.search import OF
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +51,38 @@ def newer_checkpoint(workdir):
     """The same checkpoint as that of a later step: what was computed from the old one is stale."""
     step = max(steps_in(workdir / "checkpoints"))
     os.rename(workdir / "checkpoints" / str(step), workdir / "checkpoints" / str(step + 1))
+
+
+def test_near_training_queries_hand_a_new_label_shares_of_what_its_lenders_get(workdir, tmp_path):
+    config = config_lib.load(workdir / "config.json")
+    config.retrieval.query_weight, config.retrieval.kind = 0.5, "exact"
+    config_lib.save(config, workdir / "config.json")
+    assert not index(workdir)
+    model = XmcModel.load(workdir)
+    before = model.predict(["blue lamp"], k=30)
+    best = min(found(model, "blue lamp").values())
+    labels = write(tmp_path / "new.jsonl", {"uid": "x", "title": f"{best[2]} new"})
+    assert not index(workdir, f"--add={labels}")
+
+    model = XmcModel.load(workdir)
+    queries_QD = model.encode_queries(["blue lamp"])
+    lent = model.searcher.search(queries_QD, 31)
+    nothing = scipy.sparse.csr_matrix(np.eye(30, 31, dtype=np.float32))
+    own = dataclasses.replace(model.searcher, lending=nothing).search(queries_QD, 31)
+    lent, own = (float(result.scores[result.ids == 30][0]) for result in (lent, own))
+    shares_L = model.searcher.lending.toarray()[:, 30]
+    assert shares_L.sum() == pytest.approx(1, rel=1e-5)
+    (_, label_scores), (near, near_scores) = model.searcher.candidates(queries_QD, 31)
+    weights = np.exp(np.concatenate([label_scores[0], near_scores[0]]) / config.retrieval.temperature)
+    handed_L = (weights[-len(near[0]) :] / weights.sum()) @ model.searcher.train_targets[near[0]].toarray()
+    assert lent == pytest.approx(own + 0.5 * shares_L @ handed_L, rel=1e-4)
+    assert lent > own
+
+    (tmp_path / "gone.txt").write_text("x\n")
+    assert not index(workdir, f"--remove={tmp_path / 'gone.txt'}")
+    after = XmcModel.load(workdir).predict(["blue lamp"], k=30)
+    for got, wanted in zip(after, before, strict=True):
+        np.testing.assert_array_equal(got, wanted)
 
 
 def test_building_takes_flags_into_the_config_and_tells_what_it_measured(workdir, capsys):

@@ -42,9 +42,9 @@ LEVELS: dict[int, dict[str, tuple[str, ...]]] = {
     },
     TRAINING: {
         "training": (
-            *("banks", "centroids", "checkpoint", "classifier_stage", "classifiers", "collapse", "embedding"),
-            *("global_batch", "label_changes", "model_factory", "not_finite", "optim", "run", "search"),
-            *("train_state", "train_step"),
+            *("added_labels", "banks", "centroids", "checkpoint", "classifier_stage", "classifiers"),
+            *("collapse", "embedding", "global_batch", "label_changes", "model_factory"),
+            *("not_finite", "optim", "run", "search", "train_state", "train_step"),
         ),
     },
     PARTS: {

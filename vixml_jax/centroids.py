@@ -32,16 +32,13 @@ PAIRS_AT_ONCE = 16_384
 LABELS_AT_ONCE = 8_192
 
 
-# A label unseen in training borrows its centroid from so many known labels; weights are a softmax of cosines
-# at this temperature.
+# A label unseen in training borrows its centroid, and what training queries hand on, from so many known
+# labels; shares are a softmax of cosines at this temperature.
 BORROWED_FROM, BORROWED_TEMPERATURE = 10, 0.05
 
 
-def borrowed_centroids(centroids_LD: np.ndarray, near_NK: np.ndarray, cosines_NK: np.ndarray) -> np.ndarray:
-    """Centroids of labels without training queries: means of those of known labels with the nearest texts.
-
-    A zero instead, which training hardly ever sees, makes a prototype that no query finds among those of
-    known labels (docs/serving.md has figures).
+def lending_shares(centroids_LD: np.ndarray, near_NK: np.ndarray, cosines_NK: np.ndarray) -> np.ndarray:
+    """How much known labels lend to new ones with texts near theirs: a softmax over those that lend at all.
 
     Args:
       centroids_LD: float32 [L, D] of known labels; zeros where one has no training queries itself, which then
@@ -50,18 +47,33 @@ def borrowed_centroids(centroids_LD: np.ndarray, near_NK: np.ndarray, cosines_NK
       cosines_NK: float32 [N, K] of the texts' embeddings.
 
     Returns:
-      float32 [N, D]; zeros where no label lends anything.
+      float32 [N, K]; each row sums to 1, or to 0 where no label lends anything.
     """
     weights_NK = np.exp((cosines_NK - cosines_NK[:, :1]) / BORROWED_TEMPERATURE)
-    total_ND = np.zeros((len(near_NK), centroids_LD.shape[1]), np.float32)
-    lent_N1 = np.zeros((len(near_NK), 1), np.float32)
     for near_N, weight_N in zip(near_NK.T, weights_NK.T, strict=True):
-        lender_ND = centroids_LD[np.maximum(near_N, 0)]
-        lends_N = (near_N >= 0) & lender_ND.any(axis=1)
-        weight_N1 = np.where(lends_N, weight_N, 0).astype(np.float32)[:, None]
-        total_ND += weight_N1 * lender_ND
-        lent_N1 += weight_N1
-    return total_ND / np.where(lent_N1 > 0, lent_N1, 1)
+        weight_N[(near_N < 0) | ~centroids_LD[np.maximum(near_N, 0)].any(axis=1)] = 0
+    whole_N1 = weights_NK.sum(axis=1, keepdims=True)
+    return (weights_NK / np.where(whole_N1 > 0, whole_N1, 1)).astype(np.float32)
+
+
+def borrowed_centroids(centroids_LD: np.ndarray, near_NK: np.ndarray, shares_NK: np.ndarray) -> np.ndarray:
+    """Centroids of labels without training queries: means of those of known labels with the nearest texts.
+
+    A zero instead, which training hardly ever sees, makes a prototype that no query finds among those of
+    known labels (docs/serving.md has figures).
+
+    Args:
+      centroids_LD: float32 [L, D] of known labels.
+      near_NK: int [N, K], known labels near each of N new ones; -1 where there are fewer.
+      shares_NK: float32 [N, K], as `lending_shares` gives them.
+
+    Returns:
+      float32 [N, D]; zeros where no label lends anything.
+    """
+    total_ND = np.zeros((len(near_NK), centroids_LD.shape[1]), np.float32)
+    for near_N, share_N in zip(near_NK.T, shares_NK.T, strict=True):
+        total_ND += share_N[:, None] * centroids_LD[np.maximum(near_N, 0)]
+    return total_ND
 
 
 class LabelCentroids:

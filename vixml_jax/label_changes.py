@@ -51,6 +51,11 @@ class Change:
         """Changes with what its embedding depends on."""
         return GONE if self.removed else files.fingerprint(self.title, self.content, self.images)
 
+    @property
+    def key(self) -> tuple[int, str]:
+        """Under which what was computed of the label is kept."""
+        return self.number, self.fingerprint
+
 
 class LabelChanges:
     """All changes of a run, by label number.
@@ -104,6 +109,11 @@ class LabelChanges:
     def there(self) -> list[Change]:
         """The changed labels that are not gone, by number."""
         return [self.by_number[n] for n in sorted(self.by_number) if not self.by_number[n].removed]
+
+    @property
+    def new(self) -> list[Change]:
+        """Those of them that training has not seen."""
+        return [change for change in self.there if change.number >= self.num_known]
 
     @property
     def removed(self) -> np.ndarray:

@@ -31,7 +31,8 @@ from PIL import Image
 from vixml_jax import banks as banks_lib
 from vixml_jax import classifier_stage, classifiers, data, evaluate, files, retrieval, sharding
 from vixml_jax import run as run_lib
-from vixml_jax.centroids import BORROWED_FROM, borrowed_centroids
+from vixml_jax.added_labels import AddedLabels, Lenders
+from vixml_jax.centroids import BORROWED_FROM, borrowed_centroids, lending_shares
 from vixml_jax.data import pictures, query_lines
 from vixml_jax.data.items import ItemBank
 from vixml_jax.data.packing import Template
@@ -42,7 +43,7 @@ from vixml_jax.errors import UserError
 from vixml_jax.label_changes import Change, LabelChanges
 from vixml_jax.progress import Progress
 from vixml_jax.run import TrainedModel
-from vixml_jax.search import Searcher, load_added, save_added
+from vixml_jax.search import Searcher
 
 # Queries embedded and searched together: bounds memory whatever the input's length.
 QUERIES_PER_CHUNK = 4096
@@ -104,7 +105,7 @@ class XmcModel:
         self._searcher: Searcher | None = None
         self._dataset: data.dataset.XmcDataset | None = None
         self._changes: LabelChanges | None = None
-        self._embedded: dict[tuple[int, str], np.ndarray] = {}  # changed labels, by number and fingerprint
+        self._added = AddedLabels()
         self._label_texts: retrieval.index.Index | None = None
         self._known: dict[str, int] | None = None
 
@@ -180,7 +181,9 @@ class XmcModel:
 
     def _with_changes(self, saved: Searcher) -> Searcher:
         """Adds to a saved index the labels that changed since it was built."""
-        return saved.with_changes(self.changes, self._added(saved)) if self.changes else saved
+        if not self.changes:
+            return saved
+        return saved.with_changes(self.changes, self._added_labels(saved.pending(self.changes)))
 
     def build_searcher(self, settings: ConfigDict | None = None) -> Searcher:
         """Builds indexes over all labels that there are, later ones included, and searches them from now on.
@@ -198,9 +201,10 @@ class XmcModel:
             )
         labels_LD = classifiers.mixed(labels_LD, vectors_LD, model.config.retrieval.classifier_weight)
         if changes:
-            rows_LD = np.zeros((changes.total, labels_LD.shape[1]), np.float32)
+            rows_LD = np.zeros((changes.total, self.dim), np.float32)
             rows_LD[: len(labels_LD)] = labels_LD
-            rows_LD[[change.number for change in changes.there]] = self._encode_changed(changes.there)
+            added_AD = self._added_labels(changes.there).embeddings_of(changes.there, self.dim)
+            rows_LD[[change.number for change in changes.there]] = added_AD
             labels_LD = np.delete(rows_LD, changes.removed, axis=0)
         self._searcher = Searcher.build(
             labels_LD,
@@ -209,9 +213,7 @@ class XmcModel:
             model.config.retrieval,
             changes.fingerprints(),
         )
-        if changes:
-            none = np.zeros((0, self.dim), np.float32)
-            self._searcher = self._searcher.with_changes(changes, none)
+        self._searcher = self._with_changes(self._searcher)
         return self._searcher
 
     def save_searcher(self) -> None:
@@ -233,9 +235,10 @@ class XmcModel:
             self.save_searcher()
         else:
             self._searcher = self._with_changes(saved)
-        pending = [change for change in self.searcher.pending(self.changes) if not change.removed]
-        save_added(self._workdir, self._model.step, pending, self._added(self.searcher))
-        return len(self.searcher.pending(self.changes))
+        pending = self.searcher.pending(self.changes)
+        there = [change for change in pending if not change.removed]
+        self._added_labels(there).save(self._workdir, step, self.changes.new, there)
+        return len(pending)
 
     def encode_queries(
         self,
@@ -264,46 +267,83 @@ class XmcModel:
         label whose text is nearest, and borrows its centroid from the ten nearest (`borrowed_centroids`).
         """
         rows = np.array([self._known_labels().get(text, -1) for text in texts], np.int64)
-        return self._encode_labels(texts, images, rows)
+        return self._encode_labels(texts, images, rows, self._borrows_centroids)[0]
+
+    @property
+    def _borrows_centroids(self) -> bool:
+        return self._model.spec.prototype != "none"
 
     def _encode_labels(
-        self, texts: Sequence[str], images: Sequence[Sequence[Picture]] | None, rows: np.ndarray
-    ) -> np.ndarray:
-        """Embeds labels, float32 [N, D]; `rows`, int [N], are those of known labels, -1 for a new one."""
+        self,
+        texts: Sequence[str],
+        images: Sequence[Sequence[Picture]] | None,
+        rows: np.ndarray,
+        borrow: bool,
+    ) -> tuple[np.ndarray, dict[int, Lenders]]:
+        """Embeds labels.
+
+        Args:
+          texts: N texts.
+          images: pictures of each, or None.
+          rows: int [N], the numbers of known labels, -1 for a new one.
+          borrow: whether lenders of new ones are looked up, which needs embeddings of all known texts.
+
+        Returns:
+          float32 [N, D], and for each new label by its place among the N the lenders, if they are looked up.
+        """
         model, tables = self._model, self._model.tables
         texts_ND = self._pooled(texts, images, model.layout.label, "embed labels")
         if not len(texts_ND):
-            return texts_ND
-        new = rows < 0
+            return texts_ND, {}
+        new = np.flatnonzero(rows < 0)
         donors = np.maximum(rows, 0)
         known_LD = np.asarray(tables.centroids)
         centroids_ND = known_LD[donors].astype(np.float32)
-        if new.any() and model.spec.prototype != "none":
+        lenders = {}
+        if len(new) and borrow:
             near, cosines = self._known_label_texts().search(normalized(texts_ND[new]), BORROWED_FROM)
+            shares = lending_shares(known_LD, near, cosines)
             donors[new] = near[:, 0]
-            centroids_ND[new] = borrowed_centroids(known_LD, near, cosines)
+            centroids_ND[new] = borrowed_centroids(known_LD, near, shares)
+            lenders = dict(zip(new.tolist(), map(Lenders, near, shares), strict=True))
         clusters_N = np.asarray(tables.label_clusters)[donors]
         with sharding.use(self._mesh):
-            return self._embedder.prototypes(model.params, model.frozen, texts_ND, clusters_N, centroids_ND)
+            labels_ND = self._embedder.prototypes(
+                model.params, model.frozen, texts_ND, clusters_N, centroids_ND
+            )
+        return labels_ND, lenders
 
-    def _encode_changed(self, changes: Sequence[Change]) -> np.ndarray:
+    def _encode_changed(self, changes: Sequence[Change]) -> AddedLabels:
         """Embeds changed labels; one of the dataset keeps its free vector and centroid, whatever its text."""
         records = [dataclasses.asdict(change) for change in changes]
         rows = [change.number if change.number < self.changes.num_known else -1 for change in changes]
         images = [self.changes.pictures(change) for change in changes]
-        return self._encode_labels(self.texts_of(records), images, np.array(rows, np.int64))
+        borrow = self._borrows_centroids or self._hands_on
+        labels_ND, lenders = self._encode_labels(
+            self.texts_of(records), images, np.array(rows, np.int64), borrow
+        )
+        keys = [change.key for change in changes]
+        return AddedLabels(
+            dict(zip(keys, labels_ND, strict=True)),
+            {keys[place]: found for place, found in lenders.items()},
+        )
 
-    def _added(self, searcher: Searcher) -> np.ndarray:
-        """The embeddings of changed labels that are not in the index, by number; computed where not kept."""
-        pending = [change for change in searcher.pending(self.changes) if not change.removed]
-        kept = load_added(self._workdir, self._model.step) | self._embedded
-        missing = [change for change in pending if (change.number, change.fingerprint) not in kept]
-        self._embedded = kept | {
-            (change.number, change.fingerprint): row
-            for change, row in zip(missing, self._encode_changed(missing), strict=True)
-        }
-        rows = [self._embedded[change.number, change.fingerprint] for change in pending]
-        return np.stack(rows) if rows else np.zeros((0, self.dim), np.float32)
+    @property
+    def _hands_on(self) -> bool:
+        """Whether training queries are searched too, so that new labels need lenders."""
+        return self._model.config.retrieval.query_weight > 0
+
+    def _added_labels(self, embedded: Sequence[Change]) -> AddedLabels:
+        """What a searcher needs of changed labels; computed where it is not kept.
+
+        Args:
+          embedded: changes whose embeddings are needed; those of removed labels are not.
+        """
+        embedded = [change for change in embedded if not change.removed]
+        borrowing = self.changes.new if self._hands_on else []
+        added = AddedLabels.load(self._workdir, self._model.step, self.changes.num_known) | self._added
+        self._added = added | self._encode_changed(added.missing(embedded, borrowing))
+        return self._added
 
     def fitted_picture(self, picture: Picture) -> Image.Image | None:
         """Unpacks a picture and makes it as small as the run will read it; None if it cannot be read."""

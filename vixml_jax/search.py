@@ -1,7 +1,7 @@
 """How a run finds labels: an index over them and, where its config says so, one over its training queries.
 
-Labels that came, changed or went since the index was built (label_changes) are searched beside it, exactly,
-from `index_added.npz`; `Searcher.build` takes them in.
+Labels that came, changed or went since the index was built (label_changes) are searched beside it, exactly
+(added_labels); `Searcher.build` takes them in.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import scipy.sparse
 from ml_collections import ConfigDict
 
 from vixml_jax import files, retrieval
+from vixml_jax.added_labels import AddedLabels
 from vixml_jax.embedding import normalized
 from vixml_jax.errors import UserError
 from vixml_jax.label_changes import Change, LabelChanges, numbers_of
@@ -28,7 +28,7 @@ from vixml_jax.retrieval.patched import PatchedIndex
 from vixml_jax.types import Predictions
 
 # Directories of a workdir, and the file that says of which checkpoint and settings they are.
-LABELS, NEIGHBOURS, OF, ADDED = "index", "index_queries", "index_of.json", "index_added.npz"
+LABELS, NEIGHBOURS, OF = "index", "index_queries", "index_of.json"
 # Training queries on which an exact index is measured.
 MEASURED_QUERIES = 512
 # Searched at a time where progress is shown.
@@ -46,6 +46,8 @@ class Searcher:
       settings: `config.retrieval`.
       changes: those that `labels` has taken in, as `LabelChanges.fingerprints` gives them.
       patched: `labels` with later changes, None without any.
+      lending: what labels that came after training get of `train_targets`, as `augment` takes it; None
+        without any changes.
     """
 
     labels: Index
@@ -54,6 +56,7 @@ class Searcher:
     settings: ConfigDict
     changes: dict[str, str] = dataclasses.field(default_factory=dict)
     patched: PatchedIndex | None = None
+    lending: scipy.sparse.csr_matrix | None = None
 
     @classmethod
     def build(
@@ -121,25 +124,27 @@ class Searcher:
             if self.changes.get(str(number)) != change.fingerprint
         ]
 
-    def with_changes(self, changes: LabelChanges, added_AD: np.ndarray) -> Searcher:
+    def with_changes(self, changes: LabelChanges, added: AddedLabels) -> Searcher:
         """Adds changed labels to what is searched, and hides those that are gone.
 
         Args:
           changes: all changes of the run.
-          added_AD: float32 [A, D], embeddings of the pending labels that are not gone, by number.
+          added: embeddings of the pending labels that are not gone and, where training queries are searched,
+            lenders of all that are new.
         """
         pending = self.pending(changes)
-        numbers_A = np.array([change.number for change in pending if not change.removed], np.int32)
-        added = None
-        if len(numbers_A):
-            added = retrieval.build(prefix(added_AD, self.settings.dims), kind="exact")
-        num_known = self.train_targets.get_shape()[1]
-        numbers_M = numbers_of(num_known, self.changes)
+        there = [change for change in pending if not change.removed]
+        index = None
+        if there:
+            rows_AD = added.embeddings_of(there, self.labels.dim)
+            index = retrieval.build(prefix(rows_AD, self.settings.dims), kind="exact")
+        numbers_M = numbers_of(self.train_targets.get_shape()[1], self.changes)
         hidden = np.array([change.number for change in pending], np.int64)
+        numbers_A = np.array([change.number for change in there], np.int32)
         return dataclasses.replace(
             self,
-            patched=PatchedIndex(self.labels, numbers_M, hidden, added, numbers_A),
-            train_targets=_without(self.train_targets, changes.removed, changes.total),
+            patched=PatchedIndex(self.labels, numbers_M, hidden, index, numbers_A),
+            lending=None if self.neighbours is None else added.lending(changes),
         )
 
     def search(self, queries_QD: np.ndarray, k: int, title: str | None = None) -> Predictions:
@@ -179,6 +184,7 @@ class Searcher:
                 k=k,
                 query_weight=self.settings.query_weight,
                 temperature=self.settings.temperature,
+                lending=self.lending,
             )
         )
 
@@ -223,55 +229,6 @@ def _measure(
     started = time.perf_counter()
     built.search(prefix(queries_SD, settings.dims), k)
     return {**figures, "milliseconds_per_query": 1e3 * (time.perf_counter() - started) / len(queries_SD)}
-
-
-def load_added(workdir: Path, step: int) -> dict[tuple[int, str], np.ndarray]:
-    """Opens what `save_added` wrote; empty where there is nothing, or it is of another checkpoint.
-
-    Returns:
-      (number, fingerprint) of a changed label -> its embedding, float32 [D].
-
-    Raises:
-      UserError: if the file is damaged.
-    """
-    path = workdir / ADDED
-    if not path.is_file():
-        return {}
-    try:
-        # Opened here: NumPy leaves a file that is no archive open.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as saved:
-            if int(saved["step"]) != step:
-                return {}
-            keys = zip(saved["numbers"].tolist(), saved["fingerprints"].tolist(), strict=True)
-            return dict(zip(keys, saved["embeddings"], strict=True))
-    except Exception as error:  # NumPy and zipfile raise whatever they stumble on
-        raise UserError(
-            f"damaged embeddings of added labels ({type(error).__name__}: {error})",
-            file=path,
-            fix="delete it: they are computed again",
-        ) from None
-
-
-def save_added(workdir: Path, step: int, changes: Sequence[Change], embeddings_AD: np.ndarray) -> None:
-    """Writes embeddings of changed labels, so that they need not be computed whenever a run is opened."""
-    with files.atomic_file(workdir / ADDED) as file:
-        np.savez(
-            file,
-            step=np.int64(step),
-            numbers=np.array([change.number for change in changes], np.int64),
-            fingerprints=np.array([change.fingerprint for change in changes], np.str_),
-            embeddings=np.asarray(embeddings_AD, np.float32),
-        )
-
-
-def _without(targets: scipy.sparse.csr_matrix, gone: np.ndarray, columns: int) -> scipy.sparse.csr_matrix:
-    """Targets [N, L] with room for more labels, and without those that are gone."""
-    kept = ~np.isin(targets.indices, gone)
-    before = np.concatenate([[0], np.cumsum(kept)])
-    return scipy.sparse.csr_matrix(
-        (targets.data[kept], targets.indices[kept], before[targets.indptr]),
-        shape=(targets.get_shape()[0], columns),
-    )
 
 
 def _origin(settings: ConfigDict, step: int) -> dict[str, Any]:

@@ -125,9 +125,9 @@ def _added_seeds() -> Seeds:
 
 
 def _read_added(folder: Path, name: str) -> None:
-    from vixml_jax import search
+    from vixml_jax.added_labels import AddedLabels
 
-    search.load_added(folder, 3)
+    AddedLabels.load(folder, 3, num_known=5)
 
 
 def _record_seeds() -> Seeds:

@@ -19,9 +19,11 @@ def random_case(seed, queries=7, labels=12, train=20, k_labels=5, k_train=6):
     return search(labels, k_labels), search(train, k_train), scipy.sparse.csr_matrix(targets)
 
 
-def slow(labels, neighbours, targets, k, query_weight, temperature):
-    """The formula, one query at a time."""
-    dense = targets.toarray() != 0
+def slow(labels, neighbours, targets, k, query_weight, temperature, lending=None):
+    """The formula, one query at a time; by `lending` a training query has a label by shares."""
+    dense = (targets.toarray() != 0).astype(np.float64)
+    if lending is not None:
+        dense = dense @ lending.toarray()
     ids_out, scores_out = [], []
     for q in range(len(labels[0])):
         found_labels = [(i, s) for i, s in zip(labels[0][q], labels[1][q], strict=True) if i >= 0]
@@ -34,7 +36,7 @@ def slow(labels, neighbours, targets, k, query_weight, temperature):
             )
         for row, s in found_train:
             for label in np.flatnonzero(dense[row]):
-                share = query_weight * np.exp(np.float64(s) / temperature) / total
+                share = dense[row, label] * query_weight * np.exp(np.float64(s) / temperature) / total
                 final[label] = final.get(label, 0) + share
         ranked = sorted(final.items(), key=lambda item: (-item[1], item[0]))[:k]
         ids_out.append([i for i, _ in ranked] + [-1] * (k - len(ranked)))
@@ -56,6 +58,34 @@ def test_it_is_the_formula(k, query_weight, at_once, monkeypatch):
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, wanted_scores, rtol=1e-5)
     np.testing.assert_array_equal(ids, wanted_ids)
+
+
+def test_new_labels_get_shares_of_what_their_lenders_are_handed():
+    seed = int(np.random.SeedSequence().entropy % 2**31)
+    print(f"seed {seed}")
+    rng = np.random.default_rng(seed)
+    _, neighbours, targets = random_case(seed)
+    labels, _, _ = random_case(seed + 1, labels=15)  # three more than training knew
+    lending = np.eye(12, 15, dtype=np.float32)
+    lending[4] = 0  # gone
+    for new in (12, 13, 14):
+        lenders = rng.choice(12, 3, replace=False)
+        lending[lenders, new] = rng.dirichlet(np.ones(3))
+    lending = scipy.sparse.csr_matrix(lending)
+    ids, scores = augment(labels, neighbours, targets, k=20, query_weight=0.4, lending=lending)
+    wanted_ids, wanted_scores = slow(labels, neighbours, targets, 20, 0.4, 0.05, lending)
+    np.testing.assert_allclose(scores, wanted_scores, rtol=1e-5)
+    np.testing.assert_array_equal(ids, wanted_ids)
+
+
+def test_lending_nothing_changes_nothing():
+    labels, neighbours, targets = random_case(7)
+    nothing = scipy.sparse.csr_matrix(np.eye(12, 14, dtype=np.float32))
+    plain = augment(labels, neighbours, targets, k=9, query_weight=0.3)
+    for got, wanted in zip(
+        augment(labels, neighbours, targets, k=9, query_weight=0.3, lending=nothing), plain, strict=True
+    ):
+        np.testing.assert_array_equal(got, wanted)
 
 
 def test_without_weight_the_labels_keep_their_order():
