@@ -173,19 +173,20 @@ class Tokenizer:
         Raises:
           UserError: if special tokens alone fill `max_tokens`, or a text cannot be read.
         """
-        special = sum(map(len, self._ends)) if self._special_tokens else 0
-        if max_tokens <= special:  # the library would not cut at all
-            raise UserError(
-                f"config.text.max_tokens={max_tokens} has no room for a text beside {special} special tokens",
-                fix=f"give {special + 1} or more",
-            )
-        self._backend.enable_truncation(max_tokens)
         try:
+            special = sum(map(len, self._ends)) if self._special_tokens else 0
+            self._backend.enable_truncation(max_tokens)
             encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=self._special_tokens)
         except Exception as error:  # plain ones again: a vocabulary without its own unknown token, say
             problem = f"the tokenizer cannot read a text ({error})"
             raise UserError(problem, fix="give the tokenizer.json of a complete checkpoint") from None
-        self._backend.no_truncation()  # not of the tokenizer, and so not in its fingerprint
+        finally:
+            self._backend.no_truncation()  # not of the tokenizer, and so not in its fingerprint
+        if max_tokens <= special:  # the library has not cut at all
+            raise UserError(
+                f"config.text.max_tokens={max_tokens} has no room for a text beside {special} special tokens",
+                fix=f"give {special + 1} or more",
+            )
         rows = [encoding.ids for encoding in encodings]
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         values = np.fromiter((token for row in rows for token in row), np.int32, int(lengths.sum()))
