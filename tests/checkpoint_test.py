@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -210,6 +211,19 @@ def test_a_saved_step_is_left_alone(single_mesh, tmp_path):
     _save(tmp_path, second, 3)
     with Checkpointer(tmp_path) as checkpointer:
         _assert_same_bits(checkpointer.restore(second), first)
+
+
+def test_saves_leave_no_thread_and_no_open_file(single_mesh, tmp_path):
+    state = _state(single_mesh, SEED)
+    threads, open_files = [], []
+    with Checkpointer(tmp_path) as checkpointer:
+        for step in range(1, 21):
+            checkpointer.save(state, step)
+            threads.append(threading.active_count())
+            open_files.append(len(os.listdir("/proc/self/fd")))
+    # A save that is under way has some of both.
+    assert min(threads[-5:]) - min(threads[:5]) < 8
+    assert min(open_files[-5:]) - min(open_files[:5]) < 24
 
 
 def test_saving_copies_what_the_next_step_donates(single_mesh, tmp_path):

@@ -67,6 +67,7 @@ class Checkpointer:
             save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.preservation_policies.AnyPreservationPolicy(kept),
         )
+        self._saving: Any = None
         self._unsummed: int | None = None
         self._summing = concurrent.futures.ThreadPoolExecutor(1)
         self._sum: concurrent.futures.Future[None] | None = None
@@ -80,10 +81,11 @@ class Checkpointer:
 
     def save_parts(self, parts: dict[str, Any], step: int) -> None:
         """Starts writing trees of arrays by name, and returns before they are on disk."""
-        self._orbax.wait()
+        self._wait_for_save()
         self._sum_last()
         # Orbax takes no empty trees: a tower of which nothing trains leaves one.
-        self._orbax.save_checkpointables_async(step, {k: v for k, v in parts.items() if jax.tree.leaves(v)})
+        filled = {name: tree for name, tree in parts.items() if jax.tree.leaves(tree)}
+        self._saving = self._orbax.save_checkpointables_async(step, filled)
         self._newest = self._unsummed = step
 
     def latest_step(self) -> int | None:
@@ -131,10 +133,11 @@ class Checkpointer:
     def close(self) -> None:
         """Waits until everything is on disk."""
         try:
-            self._orbax.close()
+            self._wait_for_save()
             self._sum_last()
             self._wait_for_sum()
         finally:
+            self._orbax.close()
             self._summing.shutdown()
 
     def __enter__(self) -> Checkpointer:
@@ -142,6 +145,15 @@ class Checkpointer:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+    def _wait_for_save(self) -> None:
+        """Raises what went wrong there.
+
+        Orbax's own `wait` would leave the save's thread, event loop and three open files behind, for ever.
+        """
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
 
     def _sum_last(self) -> None:
         """Starts summing the checkpoint that was written last, once the one before it is summed."""
