@@ -21,6 +21,20 @@ from vixml_jax.errors import UserError
 STALE_SECONDS = 24 * 60 * 60
 
 
+def check_run(workdir: Path, *written: str) -> None:
+    """Makes sure that a run has been begun in a directory.
+
+    Args:
+      workdir: of the run.
+      written: names of what it has written; one of them must be there.
+
+    Raises:
+      UserError: if none of them is.
+    """
+    if not any((workdir / name).exists() for name in written):
+        raise UserError("not a run's directory", file=workdir, fix="give one that `vixml train` filled")
+
+
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
     """Opens a temporary neighbour of `path`; renames it to `path` on success, removes it on failure.

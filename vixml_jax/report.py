@@ -86,8 +86,7 @@ def write_report(workdirs: list[Path], out: Path, title: str) -> None:
       UserError: if one of them is not a run's directory.
     """
     for workdir in workdirs:
-        if not any((workdir / name).exists() for name in RUN_FILES):
-            raise UserError("not a run's directory", file=workdir, fix="give one that `vixml train` filled")
+        files.check_run(workdir, *RUN_FILES)
     names = [workdir.resolve().name for workdir in workdirs]
     runs = [
         RunFiles(workdir, name if names.count(name) == 1 else str(workdir), len(workdirs) - 1 - number)

@@ -260,10 +260,7 @@ class TrainedModel:
 
 def load_model(workdir: Path, mesh: Mesh) -> TrainedModel:
     """Restores the newest checkpoint of `workdir`. Must be called inside the mesh."""
-    if not (workdir / MODEL).exists():
-        raise UserError(
-            "not a run's directory", file=workdir, fix="give a --workdir that `vixml train` filled"
-        )
+    files.check_run(workdir, MODEL)
     config = config_lib.load(workdir / "config.json")
     spec = _read_spec(workdir)
     check_bases(spec)

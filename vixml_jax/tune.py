@@ -201,8 +201,7 @@ def _first(found: Found, count: int) -> Found:
 
 
 def _config_of(workdir: Path) -> ConfigDict:
-    if not (workdir / "config.json").is_file():
-        raise UserError("not a run's directory", file=workdir, fix="give one that `vixml train` has filled")
+    files.check_run(workdir, "config.json")
     return config_lib.load(workdir / "config.json")
 
 
