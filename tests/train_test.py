@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import tiny
 
-from vixml_jax import XmcModel, data
+from vixml_jax import XmcModel, data, evaluate, sharding
+from vixml_jax import run as run_lib
+from vixml_jax import train as train_lib
 from vixml_jax.errors import UserError
 from vixml_jax.prepare import prepare
 from vixml_jax.train import train
@@ -234,3 +236,22 @@ def test_only_prototypes_need_a_pass_before_the_first_step(dataset, tmp_path, ca
     scores = np.load(tmp_path / "run" / "predictions.npz")["data"]
     assert np.isfinite(scores).all()
     assert scores.max() > 0
+
+
+def test_a_run_stopped_in_its_first_epoch_knows_which_queries_it_has_embedded(dataset, tmp_path, monkeypatch):
+    """Indexes are tuned on these: by zeros, which find nothing, any setting would do."""
+    config = tiny.config(dataset)
+    config.loss.name, config.prototype.kind, config.retrieval.query_weight = "info_nce", "none", 0.0
+
+    def stop(*_):
+        raise InterruptedError
+
+    monkeypatch.setattr(train_lib, "end_epoch", stop)
+    with pytest.raises(InterruptedError):
+        train(config, tmp_path / "run")
+    with sharding.use(sharding.make_mesh()) as mesh:
+        run, model = run_lib.load(config, tmp_path / "run", mesh)
+        _, queries_ND = evaluate.search_embeddings(run, model.params, model.tables)
+    assert model.step == 2
+    assert len(queries_ND) == 2 * config.train.batch_size < len(run.dataset.train)
+    np.testing.assert_allclose(np.linalg.norm(queries_ND, axis=1), 1, rtol=1e-5)

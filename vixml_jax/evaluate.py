@@ -58,10 +58,7 @@ def main() -> int:
         train(config, workdir)  # of no epochs: it makes what there is to evaluate, where it is not there yet
         if not flags.FLAGS.modalities:
             return 0
-    if not (workdir / "config.json").is_file():
-        raise UserError(
-            "not a run's directory", file=workdir, fix="give a --workdir that `vixml train` filled"
-        )
+    files.check_run(workdir, "config.json")
     distributed.initialize()
     if config is None:
         config = config_lib.load(workdir / "config.json")
@@ -113,7 +110,8 @@ def search_embeddings(
 
     Returns:
       Label embeddings float32 [L, D]; and those of training queries, float32 [N, D]: embedded where they are
-      searched too, else as the steps gathered them, some steps old: good enough to tune an index on.
+      searched too, else as the steps gathered them, some steps old: good enough to tune an index on. Of a
+      run that has been stopped in its first epoch there may be fewer than N.
     """
     here, banks = searches_here(run), run.banks
     labels_LD = run.embedder.labels(params, run.frozen, label_bank or banks.labels, tables, here=here)
@@ -121,6 +119,7 @@ def search_embeddings(
         queries_ND = run.embedder.queries(params, run.frozen, banks.train, "embed train queries", here=here)
     else:
         queries_ND = sharding.fetch(tables.query_embeddings, len(run.dataset.train), here=here)
+        queries_ND = queries_ND[queries_ND.any(axis=1)]  # zeros: no step has embedded it yet
     return labels_LD, queries_ND
 
 

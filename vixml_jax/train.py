@@ -240,8 +240,8 @@ def first_tables(
 ) -> tuple[nnx.State, Tables]:
     """One pass over all labels and queries before training: the label -> vector map and the first centroids.
 
-    Where a label is its text alone, nothing reads these before the first epoch has embedded every query, and
-    there is no pass.
+    Where a label is its text alone, training reads these only after the first epoch has embedded every query,
+    and there is no pass.
 
     Returns:
       The parameters, their free vectors set to cluster means where the config asks for it, and the tables.
