@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import gc
+import logging
 import os
 import shutil
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import fresh
 import jax
 import numpy as np
 import pytest
+from absl import logging as absl_logging
 from flax import nnx
 
 from vixml_jax import checkpoint, optim, sharding, train_state
@@ -278,3 +281,26 @@ def test_nothing_to_restore(single_mesh, tmp_path):
         assert checkpointer.latest_step() is None
         with pytest.raises(UserError, match="no checkpoint; train first"):
             checkpointer.restore(_state(single_mesh, SEED))
+
+
+def test_a_programs_own_hook_for_uncaught_errors_is_kept(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "excepthook", lambda *what: seen.append(what))
+    for _ in range(2):  # each makes sure of the same, once
+        Checkpointer(tmp_path).close()
+    error, closed = ValueError("a bug"), RuntimeError("Event loop is closed")
+    sys.excepthook(ValueError, error, None)
+    sys.excepthook(RuntimeError, closed, None)  # of the main thread
+    assert [what[1] for what in seen] == [error, closed]
+    thread = threading.Thread(target=sys.excepthook, args=(RuntimeError, closed, None))
+    thread.start()
+    thread.join()
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(("level", "is_said"), [(logging.WARNING, True), (logging.ERROR, False)])
+def test_of_orbax_only_what_it_raises_as_well_is_silent(tmp_path, level, is_said):
+    Checkpointer(tmp_path).close()
+    failure = (OSError, OSError("full"), None)
+    record = logging.LogRecord("absl", level, "site/orbax/checkpoint/x.py", 1, "failed", (), failure)
+    assert bool(absl_logging.get_absl_logger().filter(record)) == is_said

@@ -20,6 +20,7 @@ import sys
 import threading
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -177,18 +178,28 @@ def _say_failures_once() -> None:
     """
     absl_logging.get_absl_logger().addFilter(_is_not_raised_by_orbax)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    if sys.excepthook is not _excepthook:
-        sys.excepthook = _excepthook
+    if not isinstance(sys.excepthook, _QuietHook):
+        sys.excepthook = _QuietHook(sys.excepthook)
 
 
 def _is_not_raised_by_orbax(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and "orbax" in Path(record.pathname).parts)
+    is_failure = record.exc_info and record.levelno >= logging.ERROR
+    return not (is_failure and "orbax" in Path(record.pathname).parts)
 
 
-def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Leaves out what TensorStore's own threads say when the event loop of a failed write is gone."""
-    if threading.current_thread() is threading.main_thread() or str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
+class _QuietHook:
+    """Leaves out what TensorStore's own threads say when the event loop of a failed write is gone.
+
+    Args:
+      before: the hook that gets all else: Python's own, or that of the program that uses this package.
+    """
+
+    def __init__(self, before: Callable[[type[BaseException], BaseException, TracebackType | None], Any]):
+        self._before = before
+
+    def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if threading.current_thread() is threading.main_thread() or str(error) != "Event loop is closed":
+            self._before(kind, error, trace)
 
 
 def steps_in(root: Path) -> list[int]:
