@@ -51,7 +51,7 @@ def printed(code: str) -> int:
 
 @glibc
 def test_freed_memory_is_used_again():
-    assert printed(FAULTS.format("")) > 60_000  # one for each page
+    assert printed(FAULTS.format("")) > 100  # one for each page, also where pages are huge
     assert printed(FAULTS.format("host_memory.keep_freed()")) < 20
 
 
