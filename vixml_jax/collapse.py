@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from vixml_jax import distributed
+
 # Collapsed: so many steps one after the other in which so many of the hardest negatives lie near a positive.
 STEPS, SHARE = 100, 0.995
 
@@ -30,6 +32,8 @@ class CollapseWatch:
         if self._steps < STEPS or self._has_warned:
             return
         self._has_warned = True
+        if not distributed.is_lead():  # all processes see the same figures
+            return
         logger.warning(
             "step %d: all embeddings seem to have fallen together (train/violators at %.1f for %d steps): "
             "stop, and try --config.loss.name=decoupled_softmax, a lower --config.optimizer.lr, or smaller "
