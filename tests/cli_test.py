@@ -278,6 +278,28 @@ def test_a_full_disk_that_others_report_is_one_line_too(job, capsys):
     assert fails(capsys, "toy", "--out=x").startswith("no space left on device; make room")
 
 
+@pytest.mark.parametrize("which", ["its own cause", "settled before"])
+def test_a_bug_is_not_taken_for_a_full_disk(job, which):
+    def main() -> None:
+        try:
+            raise RuntimeError("no space left on device")
+        except RuntimeError:
+            error = ValueError("deep inside")
+            if which == "its own cause":
+                raise error from error
+            raise error from None
+
+    job.main = main
+    with pytest.raises(ValueError, match="deep inside"):
+        cli.run(["toy", "--out=x"])
+
+
+def test_a_name_that_is_too_long_is_one_line(job, capsys):
+    path = Path("a" * 300)
+    job.main = path.is_file
+    assert fails(capsys, "toy", "--out=x") == f"{path}: file name too long"
+
+
 def test_an_array_that_finds_no_room_is_one_line(job, capsys, tmp_path):
     """NumPy says how much it has written, and not why."""
 
@@ -351,6 +373,15 @@ def test_a_reader_that_leaves_is_no_error():
         err = process.stderr.read()
     assert not err
     assert process.wait() in (0, cli.BROKEN_PIPE)
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_closed_streams_are_no_error(closed):
+    command = [sys.executable, "-m", "vixml_jax", "--help"]
+    done = subprocess.run(
+        ["bash", "-c", f'exec "$@" {closed}>&-', "bash", *command], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_face_is_lazy():

@@ -143,3 +143,61 @@ def test_without_locks_the_age_decides(tmp_path, monkeypatch):
     with atomic_file(tmp_path / "a"):
         assert len(names(tmp_path)) == 1
     assert names(tmp_path) == ["a"]
+
+
+def test_a_replacement_that_fails_half_way_leaves_the_old_one(tmp_path, monkeypatch):
+    """Also SIGTERM and Ctrl-C may come between the two renames."""
+    path, replace = tmp_path / "a", os.replace
+    with atomic_dir(path) as directory:
+        (directory / "f").write_text("old")
+
+    def interrupted(source, target):
+        if Path(target) == path:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_dir(path) as directory:
+        (directory / "f").write_text("new")
+    assert (path / "f").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_directory_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path, synced = tmp_path / "a", []
+    fsync = os.fsync
+
+    def noted(handle):
+        assert not path.exists()
+        synced.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    monkeypatch.setattr(files.os, "fsync", noted)
+    with atomic_dir(path) as directory:
+        (directory / "inner").mkdir()
+        written = [directory / "f", directory / "inner" / ".g"]
+        for file in written:
+            file.write_text("whole")
+    assert sorted(synced) == sorted((path / file.relative_to(directory)).stat().st_ino for file in written)
+
+
+def test_what_went_wrong_is_not_hidden_by_what_follows(tmp_path, monkeypatch):
+    def no_unlink(_):
+        raise OSError("a stale handle")
+
+    monkeypatch.setattr(files.os, "unlink", no_unlink)
+    with pytest.raises(UserError, match="the reason"), atomic_file(tmp_path / "f"):
+        raise UserError("the reason")
+
+
+def test_a_scratch_directory_of_a_killed_run_is_removed_later(tmp_path):
+    with files.scratch_dir(tmp_path / "a") as scratch:
+        (scratch / "f").write_text("")
+        assert scratch.parent == tmp_path
+    assert names(tmp_path) == []
+    scratch.mkdir()
+    age(scratch)
+    with atomic_file(tmp_path / "a"):
+        pass
+    assert names(tmp_path) == ["a"]

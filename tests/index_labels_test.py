@@ -35,6 +35,11 @@ def write(path, *records):
     return path
 
 
+def test_a_long_list_of_uids_is_no_file_name():
+    uids = [f"label{number}" for number in range(100)]
+    assert index_labels.read_uids(",".join(uids)) == uids
+
+
 def index(workdir, *arguments):
     return cli.run(["index", f"--workdir={workdir}", *map(str, arguments)])
 

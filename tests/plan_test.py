@@ -161,6 +161,19 @@ def test_what_the_compiler_says_about_memory(said):
     assert capacity._does_not_fit(RuntimeError(f"INTERNAL: {said}")) is None
 
 
+def test_what_the_compiler_fails_of_keeps_its_cause(single_mesh, monkeypatch):
+    """Who follows an error's causes to their end must come to one."""
+
+    def fail(self, *_, **__):
+        raise jax.errors.JaxRuntimeError("INTERNAL: not implemented") from KeyError("deep inside")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", fail)
+    run = abstract_run(tiny.config("nowhere"), Workload(100, 200, 0, 8.0, 0.0), single_mesh)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="not implemented") as raised:
+        capacity.plan_encoding(run, topology("cpu:1"))
+    assert isinstance(raised.value.__cause__, KeyError)
+
+
 def test_a_program_that_cannot_be_read(single_mesh, monkeypatch):
     """As when the TPU compiler is newer than jax."""
 

@@ -68,6 +68,10 @@ _DISK = {
     errno.EFBIG: "raise the limit (ulimit -f) and run the same command again",
     errno.EROFS: "give a place that can be written to",
 }
+# What it says of a path that a user has given.
+_PATH = (
+    errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP
+)  # fmt: skip
 # What NumPy raises instead, without the system's reason.
 _CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
 BROKEN_PIPE = 141  # what a shell shows for a program that SIGPIPE ended
@@ -80,8 +84,10 @@ def run(argv: Sequence[str] | None = None) -> int:
       argv: what follows `vixml`; by default that of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if argv is None and arguments and arguments[0] in KEEP_MEMORY:  # not of a caller's process
-        host_memory.keep_freed()
+    if argv is None:  # not of a caller's process
+        _open_closed_streams()
+        if arguments and arguments[0] in KEEP_MEMORY:
+            host_memory.keep_freed()
     return _exit_code("vixml", lambda: _dispatch(arguments))
 
 
@@ -124,8 +130,7 @@ def _exit_code(program: str, work: Callable[[], int]) -> int:
         if error.errno is None and _CUT_SHORT.fullmatch(str(error)):
             fix = "make room, or raise the limit (ulimit -f), and run the same command again"
             return _fail(program, str(UserError("an array could not be written as a whole", fix=fix)))
-        kinds = (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
-        if error.errno not in _DISK and (error.filename is None or not isinstance(error, kinds)):
+        if error.errno not in _DISK and (error.filename is None or error.errno not in _PATH):
             raise
         problem, fix = (error.strerror or "unusable").lower(), _DISK.get(error.errno or 0)
         return _fail(program, str(UserError(problem, file=error.filename, fix=fix)))
@@ -136,13 +141,22 @@ def _exit_code(program: str, work: Callable[[], int]) -> int:
         return _fail(program, str(UserError(os.strerror(number).lower(), fix=_DISK[number])))
 
 
+def _open_closed_streams() -> None:
+    """Of a process that was started without them (`>&-`), what is printed goes nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
+
+
 def _disk_problem(error: BaseException | None) -> int | None:
     """What a disk said to Orbax or ArrayRecord, which write from C++ and raise errors of their own for it."""
-    while error is not None:
+    seen = set()  # an error may be its own cause
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         for number in _DISK:
             if os.strerror(number).lower() in str(error).lower():
                 return number
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
 
 

@@ -61,7 +61,7 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[A
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # what went wrong before is what there is to say
             os.unlink(temporary)
         raise
 
@@ -70,7 +70,25 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[A
 def atomic_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary sibling directory; renames it to `path` on success, removes it on failure.
 
-    An existing `path` is replaced only once the new one is complete.
+    An existing `path` is replaced only once the new one is complete, and on disk.
+    """
+    path = Path(path)
+    with scratch_dir(path) as temporary:
+        yield temporary
+        _to_disk(temporary)
+        os.chmod(temporary, 0o777 & ~_umask())
+        if path.exists():
+            _exchange(path, temporary)
+        else:
+            os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def scratch_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary directory beside `path`, removed at the end.
+
+    What a killed run has left is removed a day later, by whoever next writes `path` or has a directory beside
+    it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,18 +98,8 @@ def atomic_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         _hold(handle)
         yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            os.replace(path, old / path.name)
-            os.replace(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     finally:
+        shutil.rmtree(temporary, ignore_errors=True)
         os.close(handle)
 
 
@@ -124,6 +132,32 @@ def fingerprint(*parts: Any) -> str:
     """Returns 16 hex digits that change when any of the JSON-able `parts` changes."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _exchange(path: Path, temporary: Path) -> None:
+    """Renames `temporary` to `path`, which is there; where that fails or is interrupted, the old stays."""
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+    try:
+        os.replace(path, old / path.name)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if (old / path.name).exists() and not path.exists():
+                os.replace(old / path.name, path)
+            old.rmdir()  # refuses where something is in it
+        raise
+    shutil.rmtree(old)
+
+
+def _to_disk(directory: Path) -> None:
+    """Has the system write all files of a directory: after a power cut its name must not stand for half."""
+    for path in directory.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 def _remove_stale(path: Path) -> None:

@@ -20,6 +20,7 @@ Examples:
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def rebuild(model: XmcModel, workdir: Path, changed: dict[str, Any]) -> dict[str
 
 def read_uids(given: str) -> list[str]:
     """Reads uids from a file, one a line, or takes them from the flag itself."""
-    if Path(given).is_file():
+    if os.path.isfile(given):  # Path's own refuses names that are long, as lists may be
         uids = [line.strip() for _, line in text_lines.scan(given).lines()]
     else:
         uids = [uid.strip() for uid in given.split(",")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -355,7 +356,7 @@ def _text_tower(
         remat=remat,
     )
     if base["adapter"]:
-        directory = Path(base["adapter"]).expanduser()
+        directory = Path(os.path.expanduser(base["adapter"]))
         if not directory.is_dir():
             raise UserError(
                 "no such directory", file=directory, fix="give --config.text.adapter a PEFT directory"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +114,7 @@ def prepare_demo(out: str | os.PathLike[str], num_train: int) -> None:
       num_train: training queries of the catalogue.
     """
     if dataset_lib.is_prepared(out):
-        known = files.read_json(Path(out) / dataset_lib.META)["splits"]["train"]["rows"]
+        known = len(dataset_lib.load(out).train)
         if known != num_train:
             raise UserError(
                 f"has {known} training queries, config.dataset.demo_queries={num_train}",
@@ -125,9 +124,8 @@ def prepare_demo(out: str | os.PathLike[str], num_train: int) -> None:
         return
     from vixml_jax import demo_catalogue
 
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=Path(out).parent, prefix=".catalogue.") as raw:
-        prepare(demo_catalogue.write_raw(Path(raw) / "raw", num_train), out, "demo_catalogue")
+    with files.scratch_dir(out) as raw:
+        prepare(demo_catalogue.write_raw(raw / "raw", num_train), out, "demo_catalogue")
 
 
 def table(report: dict[str, Any]) -> str:

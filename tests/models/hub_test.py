@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -61,6 +63,21 @@ def test_fewer_layers_of_a_sharded_checkpoint(torch_model, single_mesh):
     np.testing.assert_array_equal(got, wanted[:2])
     written = hf_names.TEXT_FAMILIES["gemma3_text"].write_config(part.config)
     assert written["layer_types"] == ["sliding_attention"] * 2
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/tower", "a" * 300])
+def test_a_place_that_cannot_be_is_said(name):
+    with pytest.raises((UserError, OSError), match=r"no such directory|too long"):
+        hub.text_config(name)
+
+
+def test_a_download_that_finds_no_room_is_not_the_fault_of_the_hub(monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        hub.resolve("somebody/tower")
 
 
 _QWEN = {"model_type": "qwen2", "vocab_size": 99, "hidden_size": 48, "num_hidden_layers": 2,

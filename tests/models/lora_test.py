@@ -1,6 +1,7 @@
 """LoRA against the formula on plain matrices, in torch, and against PEFT's file format."""
 
 import json
+import math
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from comparison import relative_error
 from flax import nnx
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from vixml_jax import sharding
 from vixml_jax.errors import UserError
@@ -108,6 +109,28 @@ def test_an_adapted_tower_is_torch_with_the_product_added(torch_model, seed, tmp
     lora.merge(tower)
     assert not any(linear.adapter for _, linear in lora.linears(tower))
     assert relative_error(hidden_states(tower, model, seed)[0], theirs) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"r": rank} for rank in ("x", None, [4], 0, -1, 2.5, True, 10**400)),
+        *({"lora_alpha": alpha} for alpha in ("x", None, [8], True, math.nan, math.inf, 10**400)),
+    ],
+    ids=lambda changes: str(changes)[:40],
+)
+def test_a_field_of_an_adapter_that_cannot_be_meant_is_said(changes, tmp_path):
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4.0, **changes}
+    (tmp_path / lora.PEFT_CONFIG).write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=rf"adapter_config\.json: {next(iter(changes))}=.*give a "):
+        lora.attach_peft(None, tmp_path)
+
+
+def test_an_adapter_of_nothing_is_refused(tmp_path):
+    (tmp_path / lora.PEFT_CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4.0}))
+    save_file({}, tmp_path / lora.PEFT_WEIGHTS)
+    with pytest.raises(UserError, match="holds no adapter"):
+        lora.attach_peft(hub.load_text_tower("random:bert-tiny", vocab_size=99), tmp_path)
 
 
 def test_what_does_not_fit_is_refused(tmp_path):

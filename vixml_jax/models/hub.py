@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +38,9 @@ _DOWNLOADED = (
 
 # Config class -> tower class. A config's class name is its "kind" in JSON.
 TOWERS: dict[type, type] = {EncoderConfig: Encoder, DecoderConfig: Decoder, VisionConfig: VisionTower}
+
+# Of these it is this machine's disk that complains, whatever was asked of the hub.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES)
 
 
 def make_tower(
@@ -218,7 +223,7 @@ def resolve(name_or_dir: str, patterns: tuple[str, ...] = _DOWNLOADED) -> Path:
     Raises:
       UserError: if it is neither here nor to be had.
     """
-    path = Path(name_or_dir).expanduser()
+    path = Path(os.path.expanduser(name_or_dir))  # Path's own fails for a user who is not there
     if path.is_dir():
         return path
     if not name_or_dir or name_or_dir[0] in "./~" or name_or_dir.count("/") > 1:
@@ -229,6 +234,8 @@ def resolve(name_or_dir: str, patterns: tuple[str, ...] = _DOWNLOADED) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name_or_dir, allow_patterns=list(patterns)))
     except (HfHubHTTPError, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise  # it was given, and finds no place here
         reason = type(error).__name__
         raise UserError(
             f"{name_or_dir!r} is no directory here, and the hub did not give it ({reason})",

@@ -209,6 +209,11 @@ def attach_peft(tower: Any, directory: Path, *, param_dtype: DTypeLike = jnp.flo
                 file=directory / PEFT_CONFIG,
                 fix="give an adapter without it",
             )
+    rank, alpha = raw["r"], raw["lora_alpha"]
+    if type(rank) is not int or not 0 < rank < 2**20:
+        raise UserError(f"r={rank!r}", file=directory / PEFT_CONFIG, fix="give a whole number above 0")
+    if type(alpha) not in (int, float) or not abs(alpha) < 2**100:  # which NaN is not either
+        raise UserError(f"lora_alpha={alpha!r}", file=directory / PEFT_CONFIG, fix="give a number")
     tensors = _read_tensors(directory / PEFT_WEIGHTS)
     names, values = _hf_names(tower), {}
     for path, linear in linears(tower):
@@ -246,8 +251,12 @@ def attach_peft(tower: Any, directory: Path, *, param_dtype: DTypeLike = jnp.flo
             file=directory / PEFT_WEIGHTS,
             fix="give an adapter of this architecture's linear maps",
         )
+    if not values:
+        raise UserError(
+            "holds no adapter", file=directory / PEFT_WEIGHTS, fix="give a LoRA adapter of this tower"
+        )
     config = LoraConfig(
-        int(raw["r"]), float(raw["lora_alpha"]), bool(raw.get("use_rslora")),
+        rank, float(alpha), bool(raw.get("use_rslora")),
         tuple(sorted({path[-1] for path in values})),
     )  # fmt: skip
     attach(tower, config, rngs=nnx.Rngs(0), param_dtype=param_dtype)

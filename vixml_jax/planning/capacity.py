@@ -174,7 +174,9 @@ def _compiled(known: ProgramPlan, traced: jax.stages.Traced, topology: Topology)
         try:
             compiled = traced.lower(lowering_platforms=(topology.platform,)).compile()
         except jax.errors.JaxRuntimeError as error:
-            raise _does_not_fit(error) or error from error
+            if (problem := _does_not_fit(error)) is not None:
+                raise problem from error
+            raise
     seconds = time.monotonic() - start
     used: Any = compiled.memory_analysis()
     live_after = used.output_size_in_bytes - used.alias_size_in_bytes
