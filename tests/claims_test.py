@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 import scipy.stats
+from flax.traverse_util import flatten_dict as flatten
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -29,6 +31,20 @@ def test_settings_that_differ_have_folders_of_their_own(claims):
         assert claim.better.dataset == claim.worse.dataset
         assert claim.better.decoder == claim.worse.decoder
         assert (claim.better.args != claim.worse.args) + (claim.better.flags != claim.worse.flags) == 1
+
+
+def test_losses_without_prototypes_differ_in_the_loss_alone(claims):
+    """The config's own loss has PRIME's prototypes beside it, which DEXML does not know."""
+    compared = [claim for claim in claims.CLAIMS if claim.text == "DEXML beats the in-batch softmax"]
+    assert {claim.better.dataset for claim in compared} == {"picto", "tate"}
+    for claim in compared:
+        config = {"picto": "picto_tags", "tate": "tate_subjects"}[claim.better.dataset]
+        module = runpy.run_path(str(BENCHMARKS.parent / "configs" / f"{config}.py"))
+        better, worse = (
+            flatten(module["get_config"](setting.args).to_dict()) for setting in (claim.better, claim.worse)
+        )
+        assert [name for name in better if better[name] != worse[name]] == [("loss", "name")]
+        assert not claim.better.flags + claim.worse.flags
 
 
 def test_gains_are_taken_seed_by_seed(claims):
