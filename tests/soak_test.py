@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import collections
+import ctypes
+import gc
 import os
+import threading
 from pathlib import Path
 
 import jax
@@ -13,9 +17,32 @@ from vixml_jax import demo
 from vixml_jax import train as train_lib
 
 EPOCHS = 1000
-# Between the means of epochs 100-200 and 900-1000.
-GROWTH_MIB = 16
+# What comes late: batches of other numbers of rows (a program each), the first evaluation, malloc's reserves.
+SETTLED = 400
+# Between the means of the hundred epochs after SETTLED and the last hundred.
+GROWTH_MIB = {"in use": 8, "resident": 48}
+BUCKETS = 6
 COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+MALLINFO = (
+    *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+    *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+)
+
+
+class Allocations(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = tuple((name, ctypes.c_size_t) for name in MALLINFO)
+
+
+def in_use_mib() -> float:
+    """What is allocated and not freed: of the process's memory without what malloc keeps in reserve."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = Allocations
+    found = mallinfo2()
+    return (found.uordblks + found.hblkhd) / 2**20
 
 
 def resident_mib() -> float:
@@ -32,35 +59,37 @@ def test_a_thousand_epochs_in_one_process(one_device, tmp_path, monkeypatch):
     config.text.layers = 1
     config.train.epochs = EPOCHS
     config.eval.every = 100
-    resident, compiled, programs, step_sizes = [], [], 0, []
+    seen = collections.defaultdict(list)
+    programs = collections.Counter()
 
-    def count(event: str, seconds: float, **_: str) -> None:
-        nonlocal programs
-        programs += event == COMPILED
+    def count(event: str, seconds: float, fun_name: str = "", **_: str) -> None:
+        if event == COMPILED:
+            programs["step" if "step" in fun_name else "other"] += 1
 
     def end_epoch(*what):
-        resident.append(resident_mib())
-        compiled.append(programs)
-        step_sizes.append(steps[0]._cache_size())
+        gc.collect()
+        seen["in use"].append(in_use_mib())
+        seen["resident"].append(resident_mib())
+        seen["threads"].append(threading.active_count())
+        seen["open files"].append(len(os.listdir("/proc/self/fd")))
+        seen["steps compiled"].append(programs["step"])
+        seen["others compiled"].append(programs["other"])
         return ended(*what)
 
-    def compile_step(*what):
-        steps.append(made(*what))
-        return steps[-1]
-
-    steps, ended, made = [], train_lib.end_epoch, train_lib.compile_step
+    ended = train_lib.end_epoch
     monkeypatch.setattr(train_lib, "end_epoch", end_epoch)
-    monkeypatch.setattr(train_lib, "compile_step", compile_step)
     jax.monitoring.register_event_duration_secs_listener(count)
     train_lib.train(config, tmp_path / "run")
 
-    assert len(resident) == EPOCHS
-    before, after = np.mean(resident[100:200]), np.mean(resident[900:])
-    print(
-        f"resident MiB: {before:.1f} in epochs 100-200, {after:.1f} in 900-1000, at most "
-        f"{max(resident):.1f}; programs: {compiled[100]} by epoch 100, {compiled[-1]} by the last"
-    )
-    assert after - before < GROWTH_MIB
-    assert step_sizes == [1] * EPOCHS
-    assert compiled[0] > 0
-    assert compiled[-1] == compiled[100]
+    early, late = slice(SETTLED, SETTLED + 100), slice(EPOCHS - 100, EPOCHS)
+    for name, values in seen.items():
+        print(
+            f"{name}: {np.mean(values[early]):.1f} from {SETTLED} on, {np.mean(values[late]):.1f} at the end"
+        )
+        assert len(values) == EPOCHS
+    for name, most in GROWTH_MIB.items():
+        assert np.mean(seen[name][late]) - np.mean(seen[name][early]) < most, name
+    for name in ("threads", "open files"):
+        assert max(seen[name][late]) < max(seen[name][early]) + 8, name
+    assert 1 <= seen["steps compiled"][-1] <= BUCKETS
+    assert 1 <= seen["others compiled"][SETTLED] == seen["others compiled"][-1]
