@@ -33,6 +33,7 @@ from vixml_jax import files
 
 ROOT = Path(__file__).parent.parent
 METRICS = ("P@1", "PSP@1", "R@100")
+SETS = {"picto": "MM-PictoTags", "tate": "LF-TateSubjects"}
 # The table stands between these lines of --write.
 START, END = "<!-- claims: written by benchmarks/claims.py -->", "<!-- end of claims -->"
 
@@ -147,9 +148,16 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=3, help="0 .. n-1 of each setting; 0 trains nothing")
     parser.add_argument("--only", default="", help="claims whose text or set has this in it")
-    parser.add_argument("--quick", action="store_true", help="a size that takes seconds, to see that it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="a size that takes seconds; its figures stay in --out/quick"
+    )
     parser.add_argument("--write", type=Path, help="Markdown file with a place for the tables")
     options = parser.parse_args()
+    if options.quick:  # what it measures says nothing
+        options.out /= "quick"
+        options.figures, options.write = options.out / "claims.json", None
+    if options.write:
+        split_at_place(options.write)  # now, not after hours
     claims = [claim for claim in CLAIMS if options.only in f"{claim.text} {claim.better.dataset}"]
     settings = list(dict.fromkeys(setting for claim in claims for setting in (claim.better, claim.worse)))
 
@@ -227,10 +235,9 @@ def setting_table(found: dict[Setting, dict[str, dict[str, float]]]) -> Iterable
     """Yields the lines of the table of settings: mean and standard deviation."""
     yield f"| set | setting | {' | '.join(METRICS)} | seeds |"
     yield "|---|---|" + "---|" * (len(METRICS) + 1)
-    sets = {"picto": "MM-PictoTags", "tate": "LF-TateSubjects"}
     for setting, figures in found.items():
         cells = [shown(list(by_seed.values())) for by_seed in figures.values()]
-        yield f"| {sets[setting.dataset]} | {setting.name} | {' | '.join(cells)} | {len(figures['P@1'])} |"
+        yield f"| {SETS[setting.dataset]} | {setting.name} | {' | '.join(cells)} | {len(figures['P@1'])} |"
 
 
 def claim_table(claims: Sequence[Claim], found: dict[Setting, dict[str, dict[str, float]]]) -> Iterable[str]:
@@ -243,7 +250,7 @@ def claim_table(claims: Sequence[Claim], found: dict[Setting, dict[str, dict[str
             better, worse = found[claim.better][metric], found[claim.worse][metric]
             gains[metric] = [better[seed] - worse[seed] for seed in better.keys() & worse.keys()]
         cells = " | ".join(shown(values, sign="+") for values in gains.values())
-        yield f"| {claim.text} | {claim.better.dataset} | {cells} | {verdict(gains['P@1'])} |"
+        yield f"| {claim.text} | {SETS[claim.better.dataset]} | {cells} | {verdict(gains['P@1'])} |"
 
 
 def shown(values: Sequence[float], sign: str = "") -> str:
@@ -263,14 +270,21 @@ def verdict(gains: Sequence[float]) -> str:
     return "holds" if below < 0.05 else "reversed" if below > 0.95 else "not decided"
 
 
+def split_at_place(path: Path) -> tuple[str, str]:
+    """Returns what stands before START and after END of a file."""
+    old = path.read_text(encoding="utf-8")
+    head, start, rest = old.partition(START)
+    _, end, tail = rest.partition(END)
+    if not start or not end or START in rest or END in head + tail:
+        sys.exit(f"{path}: no place between {START!r} and {END!r}")
+    return head, tail
+
+
 def write_between(path: Path, text: str) -> None:
     """Puts the text between START and END of a file."""
-    old = path.read_text()
-    if old.count(START) != 1 or old.count(END) != 1:
-        sys.exit(f"{path}: no place between {START!r} and {END!r}")
-    head, rest = old.split(START)
+    head, tail = split_at_place(path)
     with files.atomic_file(path, "w") as file:
-        file.write(f"{head}{START}\n{text}\n{END}{rest.split(END)[1]}")
+        file.write(f"{head}{START}\n{text}\n{END}{tail}")
 
 
 if __name__ == "__main__":

@@ -95,6 +95,37 @@ def test_what_is_measured_is_not_run_again(claims, monkeypatch, tmp_path, capsys
     assert len(trained) == 2
 
 
+def test_a_quick_run_is_not_kept_as_a_figure(claims, monkeypatch, tmp_path):
+    figures, page = tmp_path / "figures.json", tmp_path / "page.md"
+    figures.write_text("{}")
+    page.write_text(f"{claims.START}\n{claims.END}\n")
+    workdirs = []
+
+    def train(setting, seed, options):
+        workdirs.append(options.out)
+        return dict.fromkeys(claims.METRICS, 3.0)
+
+    monkeypatch.setattr(claims, "train", train)
+    arguments = [f"--figures={figures}", f"--out={tmp_path / 'out'}", f"--write={page}", "--seeds=1"]
+    monkeypatch.setattr(sys, "argv", ["claims.py", "--quick", *arguments])
+    claims.main()
+    assert figures.read_text() == "{}"
+    assert page.read_text() == f"{claims.START}\n{claims.END}\n"
+    assert set(workdirs) == {tmp_path / "out" / "quick"}
+
+
+def test_the_documentation_has_a_place_for_the_table_and_that_is_seen_first(claims, monkeypatch, tmp_path):
+    results = BENCHMARKS.parent / "docs" / "results.md"
+    assert f"--write={results.relative_to(BENCHMARKS.parent)}" in claims.__doc__
+    assert all(claims.split_at_place(results))
+    page = tmp_path / "page.md"
+    page.write_text("no place")
+    monkeypatch.setattr(claims, "train", lambda *_: pytest.fail("trained all the same"))
+    monkeypatch.setattr(sys, "argv", ["claims.py", f"--figures={tmp_path / 'none'}", f"--write={page}"])
+    with pytest.raises(SystemExit, match="no place between"):
+        claims.main()
+
+
 def test_the_table_is_put_in_its_place(claims, tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{claims.START}\nold\n{claims.END}\nafter\n")
