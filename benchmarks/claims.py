@@ -88,7 +88,7 @@ def _prompted(name: str, prompt: str, images: int = 0) -> Setting:
     return Setting("picto", name, f"images={images}", (f"--config.text.prompt={prompt}",), decoder=True)
 
 
-# The config's own: the decoupled softmax, two layers, no pictures.
+# The config's own: two layers, no pictures, the decoupled softmax, but with PRIME's prototypes: not DEXML.
 PLAIN = Setting("picto", "as configured", "images=0")
 PICTURES = {
     0: PLAIN,
@@ -101,8 +101,7 @@ LAYERS = {
         for count in (1, 4)
     },
 }
-PICTO_LOSSES = {**_losses("picto"), "decoupled_softmax": PLAIN}
-TATE_LOSSES = _losses("tate")
+PICTO_LOSSES, TATE_LOSSES = _losses("picto"), _losses("tate")
 BARE, PROMPT = (
     _prompted("decoder, no prompt", "{text}{eos}"),
     _prompted("decoder, prompt", "This product text {text}{eos}"),
