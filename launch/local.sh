@@ -73,7 +73,7 @@ for ((process = 0; process < processes; process++)); do
   fi
 done
 
-# The first failure is the run's. Who waits for a process that has failed would wait for long: ten seconds do.
+# The first failure is the run's; that all is saved and may go on is said only where nothing else failed. Who waits for a process that has failed would wait for long: ten seconds do.
 code=0 deadline=""
 while ((${#alive[@]})); do
   sleep 0.1
@@ -85,7 +85,7 @@ while ((${#alive[@]})); do
     fi
     status=0
     wait "$pid" || status=$?
-    if ((status && !code)); then
+    if ((status && (!code || code == PREEMPTED))); then
       code=$status
       ((code == PREEMPTED)) || deadline=$((SECONDS + 10))
     fi

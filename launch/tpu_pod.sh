@@ -64,9 +64,21 @@ esac
 
 on_all() { tpu tpu-vm ssh "$name" --worker=all --command="$1"; }
 
+# What there is of the slice: NONE where there is none, UNKNOWN where gcloud does not say, but why.
 state() {
-  gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' 2>/dev/null ||
+  local errors said status=0
+  errors=$(mktemp)
+  said=$(gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' 2>"$errors") ||
+    status=$?
+  if ((!status)); then
+    echo "$said"
+  elif grep -qi 'not.found' "$errors"; then
     echo NONE
+  else
+    cat "$errors" >&2
+    echo UNKNOWN
+  fi
+  rm -f "$errors"
 }
 
 wait_for_slice() {
@@ -75,36 +87,54 @@ wait_for_slice() {
     tpu queued-resources describe "$name" --format='value(state.state)'
     return
   fi
-  local now seen=""
+  local now seen="" unknown=0
   while now=$(state); [[ $now != ACTIVE ]]; do
     [[ $now == "$seen" ]] || echo "$name: $now" >&2
     seen=$now
-    case $now in NONE | FAILED | SUSPENDED | SUSPENDING) return 1 ;; esac
+    case $now in
+      NONE | FAILED | SUSPENDED | SUSPENDING) return 1 ;;
+      UNKNOWN) ((++unknown < 15)) || fail "gcloud does not say what became of $name" ;;
+      *) unknown=0 ;;
+    esac
     sleep 20
   done
 }
 
+# Each step by itself: within a condition, bash goes on after one that fails.
 install() {
-  local archive=/tmp/$name.tar.gz
-  run git archive --format=tar.gz --output="$archive" HEAD
-  tpu tpu-vm scp "$archive" "$name:$archive" --worker=all
-  on_all "mkdir -p vixml && tar -xzf $archive -C vixml && cd vixml && python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[tpu]'"
+  local archive=/tmp/$name.tar.gz code=0
+  run git archive --format=tar.gz --output="$archive" HEAD || return
+  tpu tpu-vm scp "$archive" "$name:$archive" --worker=all || code=$?
+  [[ $dry_run ]] || rm -f "$archive"
+  ((!code)) || return "$code"
+  on_all "mkdir -p vixml && tar -xzf $archive -C vixml && cd vixml && python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[tpu]'" || return
   [[ -z $nfs ]] ||
     on_all "sudo mkdir -p /mnt/vixml && (mountpoint -q /mnt/vixml || sudo mount -t nfs $nfs /mnt/vixml) && sudo chmod 777 /mnt/vixml"
 }
 
 for ((attempt = 1; attempt <= attempts; attempt++)); do
-  [[ $dry_run || $(state) != @(FAILED|SUSPENDED) ]] || give_back
-  if [[ $dry_run || $(state) == NONE ]]; then
+  now=NONE
+  [[ $dry_run ]] || now=$(state)
+  [[ $now != UNKNOWN ]] || fail "gcloud does not say whether there is a $name"
+  if [[ $now == @(FAILED|SUSPENDED) ]]; then
+    give_back
+    now=NONE
+  fi
+  if [[ $now == NONE ]]; then
     tpu queued-resources create "$name" --node-id="$name" --accelerator-type="$type" --runtime-version="$version" "${spot[@]}"
   fi
   code=0
-  if wait_for_slice && install; then
-    on_all "cd vixml && VIXML_DISTRIBUTED=1 $(show .venv/bin/python -m vixml_jax "$@")" || code=$?
-    [[ -z $dry_run ]] || exit 0
-    # A user's mistake stays one on another slice; so does success.
-    ((code != 0 && code != 2)) || exit "$code"
-    if [[ $(state) == ACTIVE ]] && ((code != PREEMPTED)); then
+  if wait_for_slice; then
+    installed=""
+    if install; then
+      installed=1
+      on_all "cd vixml && VIXML_DISTRIBUTED=1 $(show .venv/bin/python -m vixml_jax "$@")" || code=$?
+      [[ -z $dry_run ]] || exit 0
+      # A user's mistake stays one on another slice; so does success.
+      ((code != 0 && code != 2)) || exit "$code"
+    fi
+    if [[ $(state) == @(ACTIVE|UNKNOWN) ]] && ((code != PREEMPTED)); then
+      [[ $installed ]] || fail "cannot install on $name, which is there: see above"
       exit "$code"
     fi
   fi

@@ -189,6 +189,67 @@ def test_jobset_of_gpus(dry_run):
     assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "models"}
 
 
+TPU_POD = [*NEEDED["tpu_pod.sh"], "--attempts=2", *TRAIN]
+
+
+@pytest.fixture
+def pod(tmp_path):
+    """The script on a cloud of our own: gcloud and git say and do what the test wants of them."""
+
+    def call(gcloud: str, git: str = "exit 0") -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        called = tmp_path / "called"
+        for tool, text in {
+            "gcloud": f'echo "$@" >> {called}\n{gcloud}',
+            "git": git,
+            "sleep": "exit 0",
+        }.items():
+            (tmp_path / tool).write_text(f"#!/bin/bash\n{text}\n")
+            (tmp_path / tool).chmod(0o755)
+        done = run("tpu_pod.sh", *TPU_POD, PATH=f"{tmp_path}:{os.environ['PATH']}")
+        return done, called.read_text().splitlines() if called.exists() else []
+
+    return call
+
+
+def test_tpu_pod_runs_on_a_slice_that_is_there(pod):
+    done, called = pod('[[ $* != *describe* ]] || echo ACTIVE; [[ $* != *"-m vixml_jax"* ]] || exit 3')
+    assert done.returncode == 3
+    assert not any(" create " in call for call in called)
+
+
+@pytest.mark.parametrize("step", ["git", " scp ", "pip install"])
+def test_tpu_pod_says_that_it_cannot_install(pod, step):
+    """It ran what was not there, or asked for another slice, ten times."""
+    done, called = pod(
+        f'[[ $* != *describe* ]] || echo ACTIVE; [[ $* != *"{step}"* ]] || exit 9',
+        "exit 9" if step == "git" else "exit 0",
+    )
+    assert done.returncode == 2
+    assert "cannot install on pod-1" in done.stderr
+    assert not any("-m vixml_jax" in call for call in called)
+
+
+@pytest.mark.parametrize("known", [0, 1])
+def test_tpu_pod_does_not_take_trouble_with_the_cloud_for_a_lost_slice(pod, tmp_path, known):
+    """gcloud says what there is so many times, and then nothing any more."""
+    done, called = pod(
+        f"[[ $* == *describe* ]] || exit 0; echo . >> {tmp_path}/asked; "
+        f"(($(wc -l < {tmp_path}/asked) > {known})) || {{ echo WAITING_FOR_RESOURCES; exit 0; }}; "
+        "echo 'ERROR: no credentials' >&2; exit 1"
+    )
+    assert done.returncode == 2
+    assert "ERROR: no credentials" in done.stderr
+    assert "gcloud does not say" in done.stderr
+    assert not any(" create " in call or " delete " in call for call in called)
+
+
+def test_tpu_pod_asks_for_a_slice_that_is_not_found(pod):
+    done, called = pod("[[ $* != *describe* ]] || { echo 'ERROR: NOT_FOUND: no such' >&2; exit 1; }")
+    assert sum(" create " in call for call in called) == 2
+    assert done.returncode == 2
+    assert "no slice lasted" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("script", "arguments"),
     [
@@ -226,6 +287,12 @@ def test_local_output_and_exit_code(tmp_path):
         "[1] process 1 of 2: -m vixml_jax train a b",
         "process 0 of 2: -m vixml_jax train a b",
     ]
+
+
+def test_local_does_not_take_a_failure_for_a_preemption(tmp_path):
+    python = stand_in(tmp_path, 'sleep "$VIXML_PROCESS"; exit $((75 - 74 * VIXML_PROCESS))')
+    done = run("local.sh", "--processes=2", "--port=4711", "--", "train", PYTHON=python)
+    assert done.returncode == 1
 
 
 def test_local_hands_sigterm_on_and_waits(tmp_path):
