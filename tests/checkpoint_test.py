@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import threading
 import warnings
@@ -253,6 +254,58 @@ def _refusal(call: Callable[[], object]) -> str:
 
 
 @leaves_coroutines
+@pytest.mark.parametrize("damage", ["cut", "gone", "without notes"])
+def test_a_checkpoint_that_cannot_be_read_is_not_said_to_be_another_models(single_mesh, tmp_path, damage):
+    """One without sums, of which nothing is known before."""
+    state = _state(single_mesh, SEED)
+    _save(tmp_path, state, 3)
+    shutil.rmtree(tmp_path / "checkpoint_sums")
+    part = tmp_path / "checkpoints" / "3" / "tables"
+    DAMAGES[damage](_largest_file(part)) if damage in DAMAGES else (part / "_METADATA").unlink()
+    with Checkpointer(tmp_path) as checkpointer:
+        message = _refusal(lambda: checkpointer.restore(state))
+    assert message.startswith(f"{tmp_path / 'checkpoints' / '3'}: the checkpoint cannot be read (")
+    assert "move it away" in message
+    assert "\n" not in message
+
+
+@leaves_coroutines
+def test_a_machine_that_is_short_of_something_is_no_fault_of_the_checkpoint(
+    single_mesh, tmp_path, monkeypatch
+):
+    state = _state(single_mesh, SEED)
+    _save(tmp_path, state, 3)
+    with Checkpointer(tmp_path) as checkpointer:
+
+        def short(*_, **__):
+            raise KeyError("incompatible handler") from OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        monkeypatch.setattr(checkpointer._orbax, "load_checkpointables", short)
+        with pytest.raises(OSError, match="Too many open files"):
+            checkpointer.restore(state)
+
+
+def test_a_process_of_somebody_else_keeps_its_hooks(single_mesh, tmp_path):
+    def hooks():
+        return sys.excepthook, list(warnings.filters), list(absl_logging.get_absl_logger().filters)
+
+    before = hooks()
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(_state(single_mesh, SEED), 1)
+        assert hooks() == before
+    assert hooks() == before
+
+
+def test_the_command_line_says_failures_once():
+    program = (
+        "import sys, vixml_jax.cli as cli; sys.argv = ['vixml', 'index']; code = cli.run(); "
+        "sys.exit(code if sys.excepthook is not sys.__excepthook__ else 1)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+
+
+@leaves_coroutines
 @pytest.mark.parametrize("other", [{"dim": 24}, {"dim": 8}, {"bias": False}], ids=str)
 @pytest.mark.parametrize("whole", [True, False], ids=["restore", "restore_model"])
 def test_a_checkpoint_of_another_model_is_refused(single_mesh, tmp_path, other, whole):
@@ -283,11 +336,19 @@ def test_nothing_to_restore(single_mesh, tmp_path):
             checkpointer.restore(_state(single_mesh, SEED))
 
 
-def test_a_programs_own_hook_for_uncaught_errors_is_kept(tmp_path, monkeypatch):
+@pytest.fixture
+def hooks_of_its_own(monkeypatch):
+    """What the test makes of Orbax's logger goes with it."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(absl_logging.get_absl_logger(), "filters", [])
+
+
+@pytest.mark.usefixtures("hooks_of_its_own")
+def test_hooks_for_uncaught_errors_that_there_are_are_kept(monkeypatch):
     seen = []
     monkeypatch.setattr(sys, "excepthook", lambda *what: seen.append(what))
-    for _ in range(2):  # each makes sure of the same, once
-        Checkpointer(tmp_path).close()
+    for _ in range(2):  # the second changes nothing
+        checkpoint.say_failures_once()
     error, closed = ValueError("a bug"), RuntimeError("Event loop is closed")
     sys.excepthook(ValueError, error, None)
     sys.excepthook(RuntimeError, closed, None)  # of the main thread
@@ -299,8 +360,9 @@ def test_a_programs_own_hook_for_uncaught_errors_is_kept(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("level", "is_said"), [(logging.WARNING, True), (logging.ERROR, False)])
-def test_of_orbax_only_what_it_raises_as_well_is_silent(tmp_path, level, is_said):
-    Checkpointer(tmp_path).close()
+@pytest.mark.usefixtures("hooks_of_its_own")
+def test_of_orbax_only_what_it_raises_as_well_is_silent(level, is_said):
+    checkpoint.say_failures_once()
     failure = (OSError, OSError("full"), None)
     record = logging.LogRecord("absl", level, "site/orbax/checkpoint/x.py", 1, "failed", (), failure)
     assert bool(absl_logging.get_absl_logger().filter(record)) == is_said

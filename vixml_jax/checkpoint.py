@@ -38,6 +38,8 @@ Tree = TypeVar("Tree")
 DIRECTORY, SUMS, DAMAGED = "checkpoints", "checkpoint_sums", "checkpoints_damaged"
 # What prediction reads of a checkpoint.
 MODEL_PARTS = ("params", "tables")
+# How TensorStore begins what it says of files: "DATA_LOSS: ".
+_STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")
 
 
 class Checkpointer:
@@ -54,7 +56,6 @@ class Checkpointer:
     """
 
     def __init__(self, workdir: Path, keep: int = 1, keep_every: int = 0, *, only: tuple[str, ...] = ()):
-        _say_failures_once()
         self._root = (workdir / DIRECTORY).absolute()
         self._sums = (workdir / SUMS).absolute()
         self._newest: int | None = distributed.on_lead(lambda: _newest_sound(self._root, self._sums, only))
@@ -125,11 +126,29 @@ class Checkpointer:
             filled = {name: tree for name, tree in like.items() if jax.tree.leaves(tree)}
             return like | self._orbax.load_checkpointables(step, shapes_of(filled))
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"the checkpoint of step {step} does not fit the model: {str(error).splitlines()[0]}",
-                file=self._root,
-                fix="use the config and dataset that it was made with",
-            ) from error
+            explained = self._explained(error, step)
+            raise explained from (None if isinstance(explained, OSError) else error)
+
+    def _explained(self, error: BaseException, step: int) -> Exception:
+        """What was wrong with a checkpoint that Orbax cannot load: the error's first cause alone says it."""
+        seen = {id(error)}
+        while (cause := error.__cause__ or error.__context__) is not None and id(cause) not in seen:
+            seen.add(id(cause))
+            error = cause
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            return error  # the machine's: too many open files, no permission
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        if isinstance(error, FileNotFoundError) or _STATUS.match(reason):
+            return UserError(
+                f"the checkpoint cannot be read ({reason})",
+                file=self._root / str(step),
+                fix="if it is damaged, move it away: the one before it is taken, or training begins anew",
+            )
+        return UserError(
+            f"the checkpoint of step {step} does not fit the model: {reason}",
+            file=self._root,
+            fix="use the config and dataset that it was made with",
+        )
 
     def close(self) -> None:
         """Waits until everything is on disk."""
@@ -170,11 +189,12 @@ class Checkpointer:
             done.result()
 
 
-def _say_failures_once() -> None:
-    """Keeps Orbax from printing what it raises.
+def say_failures_once() -> None:
+    """Keeps Orbax from printing what it raises, in all of this process: not for one of somebody else's.
 
     A write that fails, as on a full disk, fails in several of its threads; each logs a traceback, and leaves
-    coroutines and callbacks behind that complain of it. The error itself reaches whoever waits for the write.
+    coroutines and callbacks behind that complain of it, some when the process ends. The error itself reaches
+    whoever waits for the write.
     """
     absl_logging.get_absl_logger().addFilter(_is_not_raised_by_orbax)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)

@@ -88,7 +88,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         _open_closed_streams()
         if arguments and arguments[0] in KEEP_MEMORY:
             host_memory.keep_freed()
-    return _exit_code("vixml", lambda: _dispatch(arguments))
+    return _exit_code("vixml", lambda: _dispatch(arguments, is_own=argv is None))
 
 
 def run_job(job: ModuleType, program: str, argv: Sequence[str] | None = None) -> int:
@@ -160,7 +160,8 @@ def _disk_problem(error: BaseException | None) -> int | None:
     return None
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _dispatch(arguments: list[str], *, is_own: bool = False) -> int:
+    """Runs a command; in a process of our own (`is_own`) errors are said once."""
     if not arguments or arguments[0] in ("--help", "-h", "-help", "help"):
         if len(arguments) > 1 and arguments[0] == "help":
             return _dispatch([arguments[1], "--help"])
@@ -173,7 +174,10 @@ def _dispatch(arguments: list[str]) -> int:
     if command not in COMMANDS:
         kind = "flag before the command" if command.startswith("-") else "command"
         raise UserError(f"unknown {kind} {command!r}", fix=_nearest(command, COMMANDS, "vixml --help"))
-    return _run(importlib.import_module(COMMANDS[command][0]), f"vixml {command}", rest)
+    job = importlib.import_module(COMMANDS[command][0])
+    if is_own and (checkpoint := sys.modules.get("vixml_jax.checkpoint")):  # imported by those that use it
+        checkpoint.say_failures_once()
+    return _run(job, f"vixml {command}", rest)
 
 
 def _run(job: ModuleType, program: str, arguments: list[str]) -> int:
