@@ -22,6 +22,7 @@ import argparse
 import functools
 import importlib.util
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -96,7 +97,9 @@ class Faiss:
         else:
             self._index = self._hnsw(labels_LD) if name == "hnsw" else self._ivfpq(labels_LD)
             if file is not None:
-                faiss.write_index(self._index, str(file))
+                part = file.with_name(file.name + ".part")
+                faiss.write_index(self._index, str(part))
+                part.replace(file)
         self._is_hnsw = name == "hnsw"
         if not self._is_hnsw:
             self._index.k_factor = REFINED  # no part of the file
@@ -180,7 +183,8 @@ def vectors(options: argparse.Namespace, keep: Path | None) -> Found:
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         for name, array in zip(("labels", "queries"), both, strict=True):
-            np.save(keep / f"{name}.npy", array)
+            with files.atomic_file(keep / f"{name}.npy") as file:
+                np.save(file, array)
         files.write_json(keep / "drawn.json", drawn)
     return both
 
@@ -207,6 +211,9 @@ def built(
     name: str, keep: Path | None, figures: dict[str, Any], build: Callable[[Path | None], Built]
 ) -> Built:
     """Builds an index, or opens it, and adds to `figures` what building took, now or when it was kept."""
+    if keep is not None and not (keep / f"{name}.json").is_file():
+        # One that a killed run has kept: what building it took is not known.
+        shutil.rmtree(keep / name) if (keep / name).is_dir() else (keep / name).unlink(missing_ok=True)
     before = peak_gb()
     seconds, index = timed(lambda: build(keep and keep / name))
     took = {f"{name}_build_s": seconds, f"{name}_build_gb": peak_gb() - before}

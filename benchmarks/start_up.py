@@ -69,7 +69,11 @@ def measure(folder: Path, rounds: int, quick: bool) -> dict[str, float]:
 def call(arguments: list[str], environment: dict[str, str]) -> None:
     """Runs a process to its end."""
     command = [sys.executable, *arguments]
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, **environment})
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, env={**os.environ, **environment}
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ import dataclasses
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -165,8 +164,7 @@ class Job:
         self._fetch(self.source.text_url, archive, client)
         told = []
         # Beside its place, so that files are moved, not copied; pictures may be there from another run.
-        with tempfile.TemporaryDirectory(dir=self.out, prefix=".unpacking.") as temporary:
-            work = Path(temporary)
+        with files.scratch_dir(self.out / "unpacking") as work:
             repository.unpack(archive, work, self.max_unpacked)
             if not all((work / name).exists() for name in repository.FILTERS) and self.source.filters_url:
                 filters = self._archive("filters")

@@ -69,6 +69,8 @@ class DownloadReport:
             self._stack.close()
             problem = "another run is downloading into this folder"
             raise UserError(problem, file=path.parent, fix="wait for it, or end it") from None
+        except OSError:  # a file system without locks
+            pass
         self._file = -1
 
     def __enter__(self) -> DownloadReport:

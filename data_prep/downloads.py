@@ -46,10 +46,11 @@ def download(url: str, path: Path, client: Client, *, sha256: str = "", size: in
             _lock(file, part)
             _fill(url, path, file, client, size)
             os.fsync(file.fileno())
-        found = _checked(part, sha256, size, "it was removed; the server may have sent another version")
+            # Still locked: another run may not go on with what is looked at here.
+            found = _checked(part, sha256, size, "it was removed; the server may have sent another version")
+            os.replace(part, path)
     except Failed as failure:
         raise UserError(failure.reason, file=url, fix=f"or put the file at {path} yourself") from None
-    os.replace(part, path)
     path.with_name(path.name + STATE).unlink(missing_ok=True)
     return found
 
@@ -125,6 +126,8 @@ def _lock(file: IO[bytes], path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError("another run is downloading it", file=path, fix="wait for it, or end it") from None
+    except OSError:  # a file system without locks
+        pass
 
 
 def _checked(path: Path, sha256: str, size: int | None, fix: str) -> str:

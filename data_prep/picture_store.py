@@ -51,8 +51,12 @@ class PictureStore:
         if not self.holds(name, len(data)):
             path.parent.mkdir(exist_ok=True)
             temporary = self._directory / f"{TEMPORARY}{uuid.uuid4().hex}"
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
+            try:
+                temporary.write_bytes(data)
+                os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
         return name, len(data)
 
     def holds(self, name: str, size: int) -> bool:

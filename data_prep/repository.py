@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from data_prep import archives
+from vixml_jax import files
 from vixml_jax.data import sparse_text, text_lines
 from vixml_jax.errors import UserError
 from vixml_jax.progress import Progress
@@ -85,7 +86,8 @@ def convert(texts: Path, labels: Path | None, out: Path) -> None:
         problem = f"{matrix.shape[0]:,} rows, but {texts.name} has {file.num_lines:,}"
         raise UserError(problem, file=labels, row=1, fix="both must count the same")
     with (
-        gzip.open(out, "wb", compresslevel=6) as packed,
+        files.atomic_file(out) as file_out,
+        gzip.GzipFile("", "wb", compresslevel=6, fileobj=file_out, mtime=0) as packed,
         Progress(file.num_lines, f"convert {texts.name}") as progress,
     ):
         for row, (uid, text) in enumerate(_pairs(file)):

@@ -184,7 +184,7 @@ def _artwork(record: Any, path: Path) -> Artwork:
         terms = frozenset(_leaves(record.get("subjects") or {}, ()))
         described = "; ".join(text for text in map(_clean, [*content, group]) if text)
         return Artwork(_clean(record["acno"]), _clean(record["title"]), described, terms)
-    except (AttributeError, KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError, RecursionError):
         fix = "check out github.com/tategallery/collection once more"
         raise UserError("not a record of an artwork", file=path, fix=fix) from None
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -58,3 +60,44 @@ def test_a_quick_run_writes_its_figures(name, tmp_path):
     figures = json.loads(out.read_text())
     assert {"machine", "cores", "date", *FIGURES[name]} <= figures.keys()
     assert all(figures[figure] >= 0 for figure in FIGURES[name])
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Imports a benchmark's script."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+    def load(name: str) -> Any:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def test_why_a_measured_process_failed_is_said(load):
+    with pytest.raises(SystemExit, match="no_module_of_this_name"):
+        load("start_up").call(["-m", "no_module_of_this_name"], {})
+
+
+def test_opening_an_index_is_not_taken_for_building_it(load, tmp_path):
+    """A run that is killed after its index is kept, and before it has written what building it took."""
+    retrieval, built = load("retrieval"), []
+
+    def build(file: Path) -> str:
+        if not file.exists():
+            built.append(file)
+            file.write_text("index")
+        return file.read_text()
+
+    figures = {}
+    retrieval.built("hnsw", tmp_path, figures, build)
+    retrieval.built("hnsw", tmp_path, figures, build)
+    assert len(built) == 1
+    (tmp_path / "hnsw.json").unlink()
+    retrieval.built("hnsw", tmp_path, figures, build)
+    assert len(built) == 2

@@ -117,6 +117,22 @@ def test_other_settings_begin_anew(tmp_path):
         (directory / "checkpoint").touch()
 
 
+def test_of_classifiers_half_removed_nothing_counts(tmp_path, monkeypatch):
+    directory = tmp_path / "classifiers"
+    classifier_stage._claim(directory, {"step": 1})
+    (directory / "checkpoint").touch()
+
+    def killed(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            classifier_stage._claim(directory, {"step": 2})
+    classifier_stage._claim(directory, {"step": 1})  # as before
+    assert not (directory / "checkpoint").exists()
+
+
 def test_eval_takes_a_tower_off_the_shelf(root, tmp_path):
     """`vixml eval` of no epochs needs no run before it, and labels are their texts whatever the prototype."""
     config = tiny.config(root / "dataset")

@@ -10,12 +10,15 @@ import sys
 import textwrap
 from pathlib import Path
 
+import jax
 import launched
 import numpy as np
 import pytest
 import tiny
 from launched import curve
 
+from vixml_jax import distributed
+from vixml_jax.errors import UserError
 from vixml_jax.prepare import prepare
 
 AGREE = """
@@ -163,3 +166,24 @@ def test_a_mistake_ends_all_processes_with_one_line(dataset, tmp_path):
     assert len(errors) == 2
     assert all("nowhere" in line for line in errors)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("wrong", [{}, {"VIXML_PROCESSES": "two"}, {"VIXML_PROCESSES": "2"}], ids=str)
+def test_a_launcher_that_says_half_is_one_line(monkeypatch, wrong):
+    for name in ("VIXML_PROCESSES", "VIXML_PROCESS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"VIXML_COORDINATOR": "127.0.0.1:1", **wrong}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"VIXML_PROCESS(ES)?='(two)?' beside VIXML_COORDINATOR; set it"):
+        distributed.initialize()
+
+
+def test_no_processes_to_join_is_one_line(monkeypatch):
+    def alone():
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.delenv("VIXML_COORDINATOR", raising=False)
+    monkeypatch.setenv("VIXML_DISTRIBUTED", "1")
+    monkeypatch.setattr(jax.distributed, "initialize", alone)
+    with pytest.raises(UserError, match="coordinator_address should be defined"):
+        distributed.initialize()

@@ -269,3 +269,12 @@ def test_a_small_step_for_a_tpu_slice():
     assert step.memory.activations < step.memory.tables / 2  # of no table is there a second one
     tables = jax.tree.leaves(run.state.tables)
     assert step.memory.tables == sum(table.size * 4 for table in tables) // 4
+
+
+def test_why_there_is_no_gpu_is_said(monkeypatch):
+    def none(_):
+        raise RuntimeError("cuInit failed: the driver is too old\nand more")
+
+    monkeypatch.setattr(jax, "devices", none)
+    with pytest.raises(UserError, match=r"there is none here \(cuInit failed: the driver is too old\); give"):
+        topology("gpu")

@@ -251,11 +251,18 @@ def test_what_was_published_stands_beside_runs_on_the_papers_data(runs, page, mo
     assert ["DistilBERT Table 3", "49.55", "23.73", "43.78", "76.73"] in rows
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "predictions.npz", "embeddings/test.npy", "config.json"])
-def test_what_is_broken_is_said(runs, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        *((name, b"\x00\xff broken") for name in ("predictions.npz", "embeddings/test.npy")),
+        *(("metrics.json", data) for data in (b"\x00\xff broken", b"[]", b'{"P@1": null}', b'{"P@1": [1]}')),
+        *(("config.json", data) for data in (b"\x00\xff broken", b"[]", b"3")),
+    ],
+)
+def test_what_is_broken_is_said(runs, tmp_path, name, data):
     broken = tmp_path / "broken"
     shutil.copytree(runs[1], broken)
-    (broken / name).write_bytes(b"\x00\xff broken")
+    (broken / name).write_bytes(data)
     write_report([broken], tmp_path / "out.html", "one")
     missing = Reader((tmp_path / "out.html").read_text(encoding="utf-8")).missing
     assert missing

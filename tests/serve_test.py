@@ -333,6 +333,9 @@ def test_tokens_and_addresses(tmp_path, monkeypatch):
         (tmp_path / "token").write_text(wrong)
         with pytest.raises(UserError, match="empty or not plain"):
             serve.read_token(str(tmp_path / "token"))
+    (tmp_path / "token").write_bytes(b"tok\xff\xfen")
+    with pytest.raises(UserError, match="empty or not plain"):
+        serve.read_token(str(tmp_path / "token"))
     with pytest.raises(UserError, match="no such file"):
         serve.read_token(str(tmp_path / "nowhere"))
     with (
@@ -340,8 +343,9 @@ def test_tokens_and_addresses(tmp_path, monkeypatch):
         pytest.raises(UserError, match=r"cannot listen on 127\.0\.0\.1:.*in use"),
     ):
         serve.listen("127.0.0.1", taken.getsockname()[1])
-    with pytest.raises(UserError, match="cannot listen"):
-        serve.listen("no.such.host.invalid", 0)
+    for host in ("no.such.host.invalid", "a..b", "a" * 70):
+        with pytest.raises(UserError, match=f"cannot listen on {host}:0"):
+            serve.listen(host, 0)
 
 
 def test_the_command_warms_up_serves_and_ends(model, capsys, monkeypatch):

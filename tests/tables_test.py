@@ -1,6 +1,7 @@
 """The paper's tables: their rows, and finding the runs that stand for them."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,28 @@ def test_collect_finds_the_runs_of_a_row(tmp_path, capsys, caplog):
     assert "optimizer.lr is 0.001, not 0.0002" in out
     assert "classifier.epochs is 10, not 0" in out
     assert "damaged" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "data"), [("model.json", "[]"), ("metrics.json", '{"P@1": "high"}')])
+def test_collect_names_what_is_broken(tmp_path, capsys, caplog, name, data):
+    row = TABLES[5].rows[0]
+    (write_run(tmp_path / "broken", row, {"P@1": 44.5}) / name).write_text(data)
+    assert not cli.run(["tables", "--table=5", f"--collect={tmp_path}"])
+    assert f"broken/{name}: " in caplog.text
+
+
+def test_collect_names_what_cannot_be_looked_into(tmp_path, capsys, caplog, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refused(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert not cli.run(["tables", "--table=5", f"--collect={tmp_path}"])
+    assert "left out: [Errno 13] Permission denied" in caplog.text
 
 
 def test_a_seed_that_a_row_names_counts(tmp_path):

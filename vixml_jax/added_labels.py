@@ -74,6 +74,8 @@ class AddedLabels:
                 if "lenders" in saved:
                     lenders = dict(zip(_keys(saved, "borrower_"), _lenders(saved, num_known), strict=True))
                 return cls(dict(zip(_keys(saved), saved["embeddings"], strict=True)), lenders)
+        except PermissionError:
+            raise
         except Exception as error:  # NumPy and zipfile raise whatever they stumble on
             raise UserError(
                 f"damaged embeddings of added labels ({type(error).__name__}: {error})",

@@ -140,6 +140,8 @@ def _claim(directory: Path, origin: dict[str, Any]) -> None:
     """Makes `directory` one of `origin`, whatever it held before."""
     if distributed.is_lead() and not _is_of(directory, origin):
         if directory.exists():
+            # First what says whose it is: of one half removed nothing may be taken for whole.
+            (directory / OF).unlink(missing_ok=True)
             shutil.rmtree(directory)  # or fails: what is left of it would be taken for the new one's
         files.write_json(directory / OF, origin)
 

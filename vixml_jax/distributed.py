@@ -39,19 +39,36 @@ def initialize() -> None:
         return
     if coordinator := os.environ.get("VIXML_COORDINATOR"):
         local = coordinator.startswith(("127.0.0.1:", "localhost:"))
+        processes, process = _number("VIXML_PROCESSES"), _number("VIXML_PROCESS")
         jax.distributed.initialize(
             coordinator,
-            int(os.environ["VIXML_PROCESSES"]),
-            int(os.environ["VIXML_PROCESS"]),
+            processes,
+            process,
             coordinator_bind_address=coordinator if local else None,  # else any address of the host
             cluster_detection_method="deactivate",
         )
     elif os.environ.get("VIXML_DISTRIBUTED") == "1":
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:  # something that it needs to know, nobody has told it
+            raise UserError(
+                f"VIXML_DISTRIBUTED=1, but JAX finds no processes to join ({error})",
+                fix="unset it, or set VIXML_COORDINATOR, VIXML_PROCESSES and VIXML_PROCESS",
+            ) from error
     else:
         return
     if not is_lead():
         progress.mute()
+
+
+def _number(variable: str) -> int:
+    """A whole number of the environment."""
+    text = os.environ.get(variable, "")
+    if not (text.isascii() and text.isdecimal()):
+        raise UserError(
+            f"{variable}={text!r} beside VIXML_COORDINATOR", fix="set it to a whole number, in every process"
+        )
+    return int(text)
 
 
 def is_lead() -> bool:

@@ -122,6 +122,25 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError("not valid JSON", file=path, row=row) from None
 
 
+def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a JSON file that holds an object; anything else is a UserError."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError("not a JSON object", file=path, fix="bring back the file as it was written")
+    return value
+
+
+def read_figures(path: str | os.PathLike[str]) -> dict[str, float]:
+    """Reads a JSON file that holds a number for each name; anything else is a UserError."""
+    figures = read_object(path)
+    for name, value in figures.items():
+        if type(value) is not float and not (type(value) is int and abs(value) < 2**63):
+            raise UserError(
+                f"{name!r} is not a number", file=path, fix="bring back the file as it was written"
+            )
+    return figures
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """Returns the SHA-256 of a file, in hex."""
     with open(path, "rb") as file:

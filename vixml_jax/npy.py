@@ -29,6 +29,8 @@ def load(path: str | os.PathLike[str], *, fix: str, mmap_mode: Literal["r"] | No
         reason = "it is an archive of several"
     except FileNotFoundError:
         raise UserError("no such file", file=path, fix=fix) from None
+    except (PermissionError, IsADirectoryError, MemoryError):  # of which the file may be innocent
+        raise
     except Exception as error:  # NumPy reads a header as a Python literal, and raises what that raises
         reason = f"{type(error).__name__}: {error}"
     raise UserError(f"not a .npy file of numbers ({reason})", file=path, fix=fix)

@@ -48,7 +48,7 @@ class RunFiles:
     @functools.cached_property
     def figures(self) -> dict[str, float]:
         """The final figures, in percent."""
-        return files.read_json(self._evaluated("metrics.json"))
+        return files.read_figures(self._evaluated("metrics.json"))
 
     @functools.cached_property
     def records(self) -> list[dict[str, float]]:
@@ -72,7 +72,7 @@ class RunFiles:
     @functools.cached_property
     def config(self) -> dict[str, Any]:
         """The config's fields, by dotted name."""
-        return _flat(files.read_json(self.workdir / "config.json"))
+        return _flat(files.read_object(self.workdir / "config.json"))
 
     @functools.cached_property
     def dataset(self) -> XmcDataset:

@@ -115,9 +115,10 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=CONNECTIONS)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # no name of a host may be as long as that
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
         raise UserError(
-            f"cannot listen on {host}:{port} ({(error.strerror or str(error)).lower()})",
+            f"cannot listen on {host}:{port} ({reason.lower()})",
             fix="give another --port or --host",
         ) from None
 
@@ -128,7 +129,7 @@ def read_token(file: str | None) -> str | None:
     if file:
         if not Path(file).is_file():
             raise UserError("no such file", file=file, fix="give a file that holds the token")
-        token = Path(file).read_text(encoding="utf-8")
+        token = Path(file).read_text(encoding="utf-8", errors="replace")
     if token is None:
         return None
     token = token.strip()

@@ -160,7 +160,7 @@ def find_runs(root: Path) -> Iterator[FoundRun]:
     """
     if not root.is_dir():
         raise UserError("no such directory", file=root, fix="give --collect the directory of your runs")
-    for directory, folders, names in os.walk(root):
+    for directory, folders, names in os.walk(root, onerror=_left_out):
         folders.sort()
         if "config.json" not in names:
             continue
@@ -169,16 +169,20 @@ def find_runs(root: Path) -> Iterator[FoundRun]:
             try:
                 yield _read_run(Path(directory))
             except UserError as error:
-                logging.warning("left out: %s", error)
+                _left_out(error)
+
+
+def _left_out(error: Exception) -> None:
+    logging.warning("left out: %s", error)
 
 
 def _read_run(workdir: Path) -> FoundRun:
     from vixml_jax import config as config_lib  # only those who collect wait for it
 
-    model = files.read_json(workdir / "model.json")
+    model = files.read_object(workdir / "model.json")
     sizes = {f"dataset {key}": model.get(f"num_{key}") for key in ("queries", "labels")}
     config = config_lib.flat(config_lib.load(workdir / "config.json"))
-    return FoundRun(str(workdir), {**config, **sizes}, files.read_json(workdir / "metrics.json"))
+    return FoundRun(str(workdir), {**config, **sizes}, files.read_figures(workdir / "metrics.json"))
 
 
 def differences(row: Row, run: FoundRun) -> dict[str, tuple[Any, Any]]:

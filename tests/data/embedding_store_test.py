@@ -96,7 +96,8 @@ def test_rows_that_are_read_stay_while_others_are_added(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "data"), [(MADE_FROM, b'{"dim": 4}'), (UNREADABLE, b"{}\n"), (UNREADABLE, b"x\n")]
+    ("file", "data"),
+    [(MADE_FROM, b'{"dim": 4}'), *((UNREADABLE, data) for data in (b"{}\n", b"x\n", b"[" * 90_000 + b"\n"))],
 )
 def test_what_is_no_store_is_refused(tmp_path, file, data):
     add(open_store(tmp_path), 1, 2)

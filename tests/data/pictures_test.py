@@ -261,3 +261,14 @@ def test_no_memory_for_a_picture_is_no_fault_of_it(monkeypatch):
     monkeypatch.setattr(pictures.Image, "open", short)
     with pytest.raises(MemoryError):
         pictures.load(b"picture")
+
+
+def test_too_little_memory_to_turn_a_picture_is_the_machines(monkeypatch):
+    """Else it would lie on its side where memory is short, and stand elsewhere."""
+
+    def short(_):
+        raise MemoryError
+
+    monkeypatch.setattr(pictures.ImageOps, "exif_transpose", short)
+    with pytest.raises(MemoryError):
+        pictures.load(plain("red"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import os
+import time
 import zipfile
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import raw_folders
 from fake_downloads import EMBEDDINGS, REPO, mm_zip, raw_zip, release, serve_hub, zipped
 
 from data_prep import datasets, images, repository, sources
-from vixml_jax import cli
+from vixml_jax import cli, files
 from vixml_jax.data import formats
 
 
@@ -92,6 +94,19 @@ def test_texts_after_an_arrow(server, run, tmp_path, capsys):
     flags = [f"--urls={raw / 'img.urls.txt'}", f"--raw={raw}", "--retries=0"]
     assert cli.run_job(images, "images", flags) == 0
     assert "2 x 127.0.0.1 is not on the public internet" in capsys.readouterr().out
+
+
+def test_what_a_killed_run_has_unpacked_goes_with_the_next(server, run, tmp_path):
+    """It may be tens of gigabytes."""
+    server.add("/text", raw_zip())
+    left = tmp_path / "raw" / ".unpacking.0123abcd.part"
+    left.mkdir(parents=True)
+    (left / "trn.json").write_text("half of it")
+    long_ago = time.time() - files.STALE_SECONDS - 60
+    for path in (left / "trn.json", left):
+        os.utime(path, (long_ago, long_ago))
+    assert not run("lf_amazontitles_131k", "--parts=text")
+    assert not list((tmp_path / "raw").glob(".*"))
 
 
 def test_filters_from_another_archive(server, run, tmp_path, capsys):

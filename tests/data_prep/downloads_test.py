@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from data_prep import disk, downloads
+from data_prep.download_report import DownloadReport, Outcome
 from data_prep.transfers import Client, Limits
 from vixml_jax.errors import UserError
 
@@ -148,3 +149,27 @@ def test_two_runs(server, client, tmp_path):
         downloads._lock(part, tmp_path / "a.zip.part")
         with pytest.raises(UserError, match="another run"):
             downloads.download(server.add("/a.zip", DATA), tmp_path / "a.zip", client)
+
+
+def test_what_is_looked_at_is_still_locked(server, client, tmp_path, monkeypatch):
+    """Another run would go on with it, or begin it anew."""
+    url, path = server.add("/a.zip", DATA), tmp_path / "a.zip"
+    sha256 = downloads.files.sha256
+
+    def meanwhile(part):
+        with Client(client.limits, lambda _: True) as other, pytest.raises(UserError, match="another run"):
+            downloads.download(url, path, other)
+        return sha256(part)
+
+    monkeypatch.setattr(downloads.files, "sha256", meanwhile)
+    assert downloads.download(url, path, client) == SHA256
+
+
+def test_without_locks_it_works_too(server, client, tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(downloads.fcntl, "flock", none)
+    assert downloads.download(server.add("/a.zip", DATA), tmp_path / "a.zip", client) == SHA256
+    with DownloadReport(tmp_path / "images") as report:
+        report.add(Outcome("http://x", "ok", "a", 1))

@@ -222,6 +222,11 @@ def test_a_full_disk_and_a_second_run(server, raw, tmp_path, monkeypatch):
         patch.setattr(Path, "write_bytes", full)
         with pytest.raises(UserError, match="the disk is full; make room"):
             _download(urls, raw)
+        patch.undo()
+        patch.setattr(os, "replace", full)
+        with pytest.raises(UserError, match="the disk is full; make room"):
+            _download(urls, raw)
+    assert not list((raw / "images").glob(".part-*"))
     real = os.write
     with monkeypatch.context() as patch:
         patch.setattr(

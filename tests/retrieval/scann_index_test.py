@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import sys
 
 import numpy as np
@@ -231,3 +232,17 @@ def test_a_saved_index_opens_where_scann_is_missing(options, without_scann, capl
     np.testing.assert_array_equal(
         index.search(queries, 10)[0], retrieval.build(labels, "exact").search(queries, 10)[0]
     )
+
+
+@needs_scann
+def test_an_index_that_finds_no_room_is_one_line(rng, tmp_path):
+    labels, _ = drawn(rng, "random", num_labels=500, num_queries=1)
+    built = scann_index.build(labels)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(UserError, match=r"ScaNN could not write the index.*make room"):
+            built.save(tmp_path / "index")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []

@@ -127,3 +127,19 @@ def test_stopping_refuses_what_waits():
     results = asyncio.run(scenario())
     assert isinstance(results[0], (int, asyncio.CancelledError))
     assert all(isinstance(result, (Full, asyncio.CancelledError)) for result in results[1:])
+
+
+def test_an_answer_that_is_no_batch_fails_its_queries_and_no_others(caplog):
+    """The worker would end, and whoever asks later wait for ever."""
+
+    def halves(queries):
+        return doubled(queries)[: len(queries) // 2]
+
+    async def scenario(batcher):
+        for _ in range(2):
+            with pytest.raises(ValueError, match="shorter"):
+                await asyncio.wait_for(batcher.ask(1), 10)
+        return True
+
+    assert run(halves, scenario)[0]
+    assert "a batch of 1 queries failed" in caplog.text

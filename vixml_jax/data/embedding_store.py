@@ -175,5 +175,5 @@ def _read_unreadable(path: Path) -> Iterator[tuple[bytes, UnreadablePicture]]:
         try:
             value = json.loads(line)
             yield bytes.fromhex(value["digest"]), UnreadablePicture(value["problem"], value["detail"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError("not what was written", file=path, row=row, fix="delete the directory") from None

@@ -200,6 +200,8 @@ def _prepared(image: Image.Image) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
+    except MemoryError:  # the machine's, as above
+        raise
     except Exception:  # broken EXIF raises whatever; the pixels beside it may be sound
         return image
 

@@ -91,8 +91,12 @@ def read_labels(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
         if not (label["title"] or label["content"] or label["images"]):
             raise where.error("a label without text and pictures", LABEL_FIX)
         for image in label["images"]:
-            if pictures.decode(image) is None:
-                raise where.error(f"the picture {image} is missing or cannot be read", "give one that can")
+            try:
+                pictures.load(image)
+            except pictures.UnreadablePicture as problem:
+                raise where.error(
+                    f"the picture {image} is missing or cannot be read: {problem}", "give one that can"
+                ) from None
         yield label
     if not rows:
         raise UserError("no labels", file=path, fix=LABEL_FIX)

@@ -329,7 +329,7 @@ def load_npz(path: str | os.PathLike[str], fix: str) -> scipy.sparse.csr_matrix:
         return scipy.sparse.csr_matrix(matrix)
     except FileNotFoundError:
         raise UserError("no such file", file=path, fix=fix) from None
-    except UserError:
+    except (UserError, PermissionError, IsADirectoryError):
         raise
     except Exception as error:  # SciPy takes what it finds for what it wrote, and stumbles on anything else
         reason = f"{type(error).__name__}: {error}"

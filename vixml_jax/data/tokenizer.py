@@ -62,7 +62,7 @@ class Tokenizer:
             return cls(fast.backend_tokenizer)
         except (OSError, ValueError, AttributeError, ImportError) as error:
             raise UserError(
-                f"no tokenizer ({str(error).splitlines()[0]})",
+                f"no tokenizer ({(str(error).splitlines() or [type(error).__name__])[0]})",
                 file=directory,
                 fix="give a Hugging Face directory with tokenizer.json or vocab.txt",
             ) from None

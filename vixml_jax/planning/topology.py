@@ -93,9 +93,11 @@ def _cpu(count: int) -> tuple[Any, ...]:
 def _gpu() -> Topology:
     try:
         devices = tuple(jax.devices("gpu"))
-    except RuntimeError:
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or ["JAX does not say why"])[0]
         raise UserError(
-            "--topology=gpu, but there is none here", fix="give cpu:8 for eight devices of any kind"
+            f"--topology=gpu, but there is none here ({reason})",
+            fix="give cpu:8 for eight devices of any kind",
         ) from None
     kind = devices[0].device_kind.lower()
     chip = next((chip for name, chip in CHIPS.items() if name in kind), None)

@@ -86,7 +86,14 @@ class ScannIndex(index.Index):
         return ids_QK, scores_QK
 
     def _write(self, directory: Path) -> None:
-        self._searcher.serialize(str(directory), relative_path=True)
+        try:
+            self._searcher.serialize(str(directory), relative_path=True)
+        except RuntimeError as error:  # it was built: what fails is the writing, and ScaNN does not say why
+            raise UserError(
+                f"ScaNN could not write the index ({error})",
+                file=directory.parent,
+                fix="make room, or raise the limit (ulimit -f), and run the same command again",
+            ) from error
 
 
 def build(

@@ -90,11 +90,12 @@ class Batcher(Generic[Query, Answer]):
             batch = [item for item in await self._gather() if not item[1].done()]  # else its client has left
             if not batch:
                 continue
-            self._on_batch(len(batch))
             try:
+                self._on_batch(len(batch))
                 answers = await loop.run_in_executor(
                     self._thread, self._answer, [query for query, _ in batch]
                 )
+                answered = list(zip(batch, answers, strict=True))
             except asyncio.CancelledError:
                 for _, future in batch:
                     future.cancel()
@@ -106,7 +107,7 @@ class Batcher(Generic[Query, Answer]):
                     if not future.done():
                         future.set_exception(error)
                 continue
-            for (_, future), answer in zip(batch, answers, strict=True):
+            for (_, future), answer in answered:
                 if not future.done():
                     future.set_result(answer)
 
