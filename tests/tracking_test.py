@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from vixml_jax import tracking
 from vixml_jax.errors import NotFinite, UserError
 from vixml_jax.tracking import Tracker
 
@@ -197,3 +198,22 @@ def test_wandb_that_cannot_be_used_is_a_users_mistake(tmp_path, wandb, monkeypat
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"pip install 'vixml-jax\[wandb\]'"):
         Tracker(tmp_path, wandb_project="mine")
+
+
+def test_where_one_place_fails_the_others_are_closed(tmp_path, wandb, monkeypatch):
+    opened = []
+
+    def full(*_):
+        raise OSError("no room")
+
+    def noted(*arguments, **options):
+        opened.append(open(*arguments, **options))  # noqa: SIM115 - closed by what is tested
+        return opened[-1]
+
+    monkeypatch.setattr(tracking, "Events", full)
+    monkeypatch.setattr(tracking, "open", noted, raising=False)
+    with pytest.raises(OSError, match="no room"):
+        Tracker(tmp_path, wandb_project="mine")
+    assert wandb.started[-1].exit_code == 1
+    assert all(file.closed for file in opened)
+    assert len(opened) == 2

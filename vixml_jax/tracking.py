@@ -58,9 +58,13 @@ class Tracker:
             workdir.mkdir(parents=True, exist_ok=True)
             if wandb_project:  # before any file is open, since it may fail
                 self._wandb = _start_wandb(wandb_project, workdir, config, resumed_at)
-            drop_after(self._path, resumed_at)
-            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
-            self._events = Events(workdir / "events", None if resumed_at is None else resumed_at + 1)
+            try:
+                drop_after(self._path, resumed_at)
+                self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+                self._events = Events(workdir / "events", None if resumed_at is None else resumed_at + 1)
+            except BaseException as error:
+                self.__exit__(type(error), error, None)  # of what is open already
+                raise
 
     def log(self, step: int, figures: dict[str, jax.Array | float]) -> dict[str, float]:
         """Writes `figures` (scalars, fetched from the device here) and returns them as floats.

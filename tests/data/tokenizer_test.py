@@ -134,3 +134,29 @@ def test_a_bank_that_is_broken_off_leaves_nothing(trained, tmp_path, monkeypatch
     with pytest.raises(RuntimeError):
         token_bank.build_or_load(TEXTS, trained, 8, tmp_path, ["a"])
     assert not list(tmp_path.iterdir())
+
+
+_BERT = {"config.json": b'{"model_type": "bert"}'}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        _BERT,  # of which transformers makes a tokenizer that knows no word
+        {**_BERT, "vocab.txt": b""},
+        {**_BERT, "vocab.txt": b"\xff\xfe\x00"},
+        {"config.json": b"[]", "vocab.txt": b"[PAD]\na\n"},
+        {"config.json": b'{"model_type": "gpt2"}', "vocab.json": b"[]", "merges.txt": b"x"},
+        {
+            "config.json": b'{"model_type": "qwen2"}',
+            "vocab.json": b'{"a": 0}',
+            "merges.txt": b"#version\nq w",
+        },
+    ],
+    ids=["no words", "empty", "bytes", "config", "vocabulary", "merges"],
+)
+def test_older_files_that_are_broken_are_one_line(content, tmp_path):
+    for name, data in content.items():
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=r"no tokenizer \(.+\); give a Hugging Face directory"):
+        Tokenizer.load(tmp_path)

@@ -59,8 +59,10 @@ class Tokenizer:
 
         try:
             fast = transformers.AutoTokenizer.from_pretrained(os.fspath(directory), trust_remote_code=False)
+            if len(fast) <= len(fast.all_special_tokens):  # what it makes of a directory without any words
+                raise ValueError("no vocabulary")
             return cls(fast.backend_tokenizer)
-        except (OSError, ValueError, AttributeError, ImportError) as error:
+        except Exception as error:  # of what is broken it raises anything
             raise UserError(
                 f"no tokenizer ({(str(error).splitlines() or [type(error).__name__])[0]})",
                 file=directory,
