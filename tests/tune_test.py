@@ -43,9 +43,11 @@ def slowly(run, dataset, setting) -> dict[str, float]:
     """P@1 and R@3 of a setting, label by label."""
     queries, labels = (np.load(run / "embeddings" / f"{of}.npy") for of in ("test", "labels"))
     known = retrieval.load(run / "index_queries")
+    logs = np.log1p(dataset.train_targets.getnnz(axis=0))
     first, recalled = [], []
     for query, relevant in zip(queries, dataset.test_targets, strict=True):
-        entries = [(score, "label", i) for i, score in enumerate(labels @ query)]
+        scores = labels @ query + setting["prior_weight"] * (logs - logs.mean())
+        entries = [(score, "label", i) for i, score in enumerate(scores)]
         ids, scores = known.search(query[None], int(setting["neighbours"]))
         entries += [(s, "query", i) for i, s in zip(ids[0], scores[0], strict=True) if i >= 0]
         whole = sum(math.exp(score / setting["temperature"]) for score, _, _ in entries)
@@ -68,7 +70,7 @@ def test_what_is_measured_is_what_eval_gives(held_out, tmp_path, capsys):
     assert not cli.run(["tune", f"--workdir={workdir}", "--query_weights=0.2,0.8", "--neighbours=3,20"])
     tuning = json.loads((workdir / tune.TUNING).read_text())
     chosen, measured = tuning["chosen"], tuning["measured"]
-    assert len(measured) == 1 + 2 * 4 * 2
+    assert len(measured) == 1 + 2 * 4 * 2 * 4
     assert measured[0]["query_weight"] == 0
     assert chosen["P@1"] + chosen["R@100"] == max(row["P@1"] + row["R@100"] for row in measured)
     settings = config_lib.load(workdir / "config.json").retrieval
@@ -83,10 +85,12 @@ def test_what_is_measured_is_what_eval_gives(held_out, tmp_path, capsys):
 
 def test_each_setting_against_a_loop(held_out, tmp_path):
     workdir = shutil.copytree(held_out, tmp_path / "run")
-    flags = ["--query_weights=0.5", "--temperatures=0.1", "--neighbours=4", "--maximise=P@3"]
+    flags = ["--query_weights=0.5", "--temperatures=0.1", "--neighbours=4", "--prior_weights=0.3"]
+    flags += ["--maximise=P@3"]
     assert not cli.run(["tune", f"--workdir={workdir}", *flags])
     config = config_lib.load(workdir / "config.json")
-    config.retrieval.query_weight = 0.5  # whatever was chosen: `eval` then keeps the training queries
+    # Whatever was chosen: `eval` then keeps the training queries.
+    config.retrieval.query_weight, config.retrieval.prior_weight = 0.5, 0.3
     config_lib.save(config, workdir / "config.json")
     assert not cli.run(["eval", f"--workdir={workdir}"])
     dataset = data.holdout(data.load(config.dataset.dir), 0.3, seed=0)
@@ -125,6 +129,7 @@ def test_runs_that_differ_are_told(run, held_out):
         (["--query_weights=1"], "--query_weights=1; give shares between 0 and 1"),
         (["--temperatures=0.1,cold"], "--temperatures=0.1,cold; give numbers above 0"),
         (["--neighbours="], "--neighbours=; give whole numbers"),
+        (["--prior_weights=-1"], "--prior_weights=-1; give numbers of at least 0"),
     ],
 )
 def test_what_is_refused(run, flags, problem, capsys):

@@ -164,6 +164,9 @@ def base() -> ConfigDict:
     retrieval.query_weight = 0.0  # of near training queries, which hand their labels on; 0 = off, ViXML 0.1
     retrieval.temperature = 0.05  # of the softmax over labels and training queries found together
     retrieval.neighbours = 100  # training queries found a query
+    retrieval.prior_weight = (
+        0.0  # of log(1 + a label's training queries), added to the cosines of labels found
+    )
     retrieval.classifier_weight = 0.5  # of the classifiers' score in a label's score, where there are any
 
     config.eval = evaluation = ConfigDict()
@@ -261,7 +264,7 @@ def validate(config: ConfigDict) -> None:
     for key in ("train.epochs", "train.chunk_rows", "vision.images", "text.layers", "checkpoint.every_steps",
                 "checkpoint.keep_every", "eval.every",
                 "train.seed", "dataset.max_train", "dataset.max_test", "optimizer.warmup_steps",
-                "optimizer.weight_decay", "optimizer.clip_norm", "retrieval.dims",
+                "optimizer.weight_decay", "optimizer.clip_norm", "retrieval.dims", "retrieval.prior_weight",
                 "classifier.epochs", "classifier.margin"):  # fmt: skip
         if get(config, key) < 0:
             raise UserError(f"config.{key}={get(config, key)}", fix="give 0 or more")

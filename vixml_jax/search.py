@@ -7,6 +7,7 @@ Labels that came, changed or went since the index was built (label_changes) are 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ from vixml_jax.progress import Progress, announced
 from vixml_jax.retrieval.augment import Found, augment
 from vixml_jax.retrieval.index import Index
 from vixml_jax.retrieval.patched import PatchedIndex
+from vixml_jax.retrieval.priors import add_priors, log_priors
 from vixml_jax.types import Predictions
 
 # Directories of a workdir, and the file that says of which checkpoint and settings they are.
@@ -57,6 +59,11 @@ class Searcher:
     changes: dict[str, str] = dataclasses.field(default_factory=dict)
     patched: PatchedIndex | None = None
     lending: scipy.sparse.csr_matrix | None = None
+
+    @functools.cached_property
+    def log_priors_L(self) -> np.ndarray:
+        """Of the labels of training, float32 [L]: see `retrieval.priors`."""
+        return log_priors(self.train_targets)
 
     @classmethod
     def build(
@@ -158,28 +165,35 @@ class Searcher:
                 progress.update(len(found[-1].ids))
         return Predictions(*map(np.concatenate, zip(*found, strict=True)))
 
-    def candidates(self, queries_QD: np.ndarray, k: int) -> tuple[Found, Found]:
-        """Searches labels and training queries, and joins nothing; there must be `neighbours`.
+    def candidates(self, queries_QD: np.ndarray, k: int) -> tuple[Found, Found | None]:
+        """Searches labels and, where there are `neighbours`, training queries; joins nothing.
 
         Args:
           queries_QD: float32 [Q, D].
           k: labels wanted in the end; `settings.k` are searched if that is more.
 
         Returns:
-          Ids and scores of labels, [Q, K], and the same of training queries, [Q, `settings.neighbours`].
+          Ids and scores of labels, [Q, K], without priors, and the same of training queries,
+          [Q, `settings.neighbours`], or None.
         """
-        assert self.neighbours is not None
         queries_QD = prefix(queries_QD, self.settings.dims)
         labels = (self.patched or self.labels).search(queries_QD, max(k, self.settings.k))
+        if self.neighbours is None:
+            return labels, None
         return labels, self.neighbours.search(queries_QD, self.settings.neighbours)
 
     def _search(self, queries_QD: np.ndarray, k: int) -> Predictions:
-        if self.neighbours is None:
+        if self.neighbours is None and not self.settings.prior_weight:
             queries_QD = prefix(queries_QD, self.settings.dims)
             return Predictions(*(self.patched or self.labels).search(queries_QD, k))
+        labels, neighbours = self.candidates(queries_QD, k)
+        labels = add_priors(labels, self.log_priors_L, self.settings.prior_weight)
+        if neighbours is None:
+            return Predictions(labels[0][:, :k], labels[1][:, :k])
         return Predictions(
             *augment(
-                *self.candidates(queries_QD, k),
+                labels,
+                neighbours,
                 self.train_targets,
                 k=k,
                 query_weight=self.settings.query_weight,

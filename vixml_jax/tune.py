@@ -1,11 +1,11 @@
 """Tunes retrieval-augmented inference on held-out training queries: `vixml tune --workdir=runs/picto`.
 
-Which weight near training queries have beside labels, at which temperature, and how many of them are found,
-is measured on training queries that a run has set aside (--config.dataset.holdout): test labels are never
-looked at. --held_out names that run, a copy of the one in --workdir but for its hold-out; without it the run
-of --workdir is one itself. The best setting by the mean of the figures in --maximise becomes that of
---workdir, for `vixml eval`, `predict`, `index` and `serve` from then on; `tuning.json` there has all that was
-measured.
+Which weight near training queries have beside labels, at which temperature, how many of them are found, and
+how far frequent labels are preferred is measured on training queries that a run has set aside
+(--config.dataset.holdout): test labels are never looked at. --held_out names that run, a copy of the one in
+--workdir but for its hold-out; without it the run of --workdir is one itself. The best setting by the mean
+of the figures in --maximise becomes that of --workdir, for `vixml eval`, `predict`, `index` and `serve` from
+then on; `tuning.json` there has all that was measured.
 
 Examples:
   vixml train --config=configs/picto_tags.py --config.dataset.holdout=0.12 --workdir=runs/picto_held_out
@@ -33,6 +33,7 @@ from vixml_jax import run as run_lib
 from vixml_jax.errors import UserError
 from vixml_jax.progress import Progress
 from vixml_jax.retrieval.augment import Found, augment
+from vixml_jax.retrieval.priors import add_priors
 from vixml_jax.types import Predictions
 
 TUNING = "tuning.json"
@@ -50,15 +51,17 @@ class Setting(NamedTuple):
     query_weight: float
     temperature: float
     neighbours: int
+    prior_weight: float
 
 
 def define_flags() -> None:
     """Registers the command's flags."""
     flags.DEFINE_string("workdir", None, "Directory of the run that gets the settings")
     flags.DEFINE_string("held_out", None, "Directory of the run with a hold-out; --workdir unless given")
-    flags.DEFINE_list("query_weights", ["0.05", "0.1", "0.2", "0.3", "0.5", "0.7", "0.9"], "Tried")
+    flags.DEFINE_list("query_weights", ["0.01", "0.05", "0.1", "0.3", "0.5", "0.9"], "Tried")
     flags.DEFINE_list("temperatures", ["0.03", "0.05", "0.07", "0.1"], "Tried, in units of cosine")
-    flags.DEFINE_list("neighbours", ["50", "100", "300"], "Tried: training queries found a query")
+    flags.DEFINE_list("neighbours", ["100", "300", "1000"], "Tried: training queries found a query")
+    flags.DEFINE_list("prior_weights", ["0", "0.01", "0.02", "0.05"], "Tried: of labels' log frequencies")
     flags.DEFINE_list("maximise", ["P@1", "R@100"], "Figures whose mean is made as high as it gets")
 
 
@@ -69,7 +72,7 @@ def main() -> int:
         raise UserError("tune needs --workdir", fix="give the directory that `vixml train` filled")
     workdir = Path(given.workdir)
     held_out = Path(given.held_out or workdir)
-    settings = grid(given.query_weights, given.temperatures, given.neighbours)
+    settings = grid(given.query_weights, given.temperatures, given.neighbours, given.prior_weights)
     distributed.initialize()
     target, config = (_config_of(directory) for directory in (workdir, held_out))
     _check(config, held_out)
@@ -87,7 +90,9 @@ def main() -> int:
     return 0
 
 
-def grid(weights: Sequence[str], temperatures: Sequence[str], neighbours: Sequence[str]) -> list[Setting]:
+def grid(
+    weights: Sequence[str], temperatures: Sequence[str], neighbours: Sequence[str], priors: Sequence[str]
+) -> list[Setting]:
     """Returns every combination, as the flags spell them.
 
     Raises:
@@ -99,6 +104,7 @@ def grid(weights: Sequence[str], temperatures: Sequence[str], neighbours: Sequen
             _numbers("query_weights", weights, float, lambda x: 0 < x < 1, "shares between 0 and 1"),
             _numbers("temperatures", temperatures, float, lambda x: 0 < x < math.inf, "numbers above 0"),
             _numbers("neighbours", neighbours, int, lambda x: x > 0, "whole numbers of at least 1"),
+            _numbers("prior_weights", priors, float, lambda x: 0 <= x < math.inf, "numbers of at least 0"),
         )
     ]
 
@@ -133,13 +139,14 @@ def measure(
         return []
     k = evaluate.labels_needed(run, len(labels_LD))
     labels, neighbours = searcher.candidates(queries_ND, k)
+    assert neighbours is not None
     alone = Predictions(labels[0][:, :k], labels[1][:, :k])
-    nothing = settings[0]._replace(query_weight=0.0)
+    nothing = settings[0]._replace(query_weight=0.0, prior_weight=0.0)
     rows = [{**nothing._asdict(), **evaluate.scored(run, alone)}]
     with Progress(len(settings), "tune", "settings") as progress:
         for setting in settings:
             found = augment(
-                labels,
+                add_priors(labels, searcher.log_priors_L, setting.prior_weight),
                 _first(neighbours, setting.neighbours),
                 searcher.train_targets,
                 k=k,
