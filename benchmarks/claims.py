@@ -196,6 +196,8 @@ def train(setting: Setting, seed: int, options: argparse.Namespace) -> dict[str,
         "--config.train.batch_size=256",
         "--config.retrieval.kind=exact",
         "--config.retrieval.query_weight=0.0",
+        "--config.retrieval.prior_weight=0.0",
+        "--config.retrieval.k=100",
     ]
     if setting.decoder:
         flags += ["--config.text.checkpoint=random:qwen2-tiny", "--config.optimizer.lr=1e-3"]

@@ -69,7 +69,7 @@ def moved_weights(run: AbstractRun, plan: ProgramPlan) -> list[str]:
             instruction.opcode == "transpose" and in_memory and after.dims != before.dims
         )
         where = f"{instruction.opcode} {before} -> {after} {instruction.source}"
-        if shape in frozen and (is_cast or is_turned or is_copy):
+        if shape in frozen and before.dtype == stored and (is_cast or is_turned or is_copy):
             found.append(f"{where}: a frozen weight")
         if is_turned and len(shape) == 2 and tables & set(shape) and math.prod(shape) >= LARGE:
             found.append(f"{where}: a table")

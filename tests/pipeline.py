@@ -205,7 +205,8 @@ def arrays(checkpoint: Path) -> dict[str, bytes]:
 def assert_same(one: Path, other: Path) -> None:
     left, right = contents(one), contents(other)
     assert left.keys() == right.keys()
-    assert [name for name in left if left[name] != right[name]] == []
+    differing = [name for name in left if left[name] != right[name]]
+    assert not differing, differing
 
 
 def assert_one_line(failed: subprocess.CompletedProcess, problem: str) -> None:

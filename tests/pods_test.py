@@ -14,32 +14,33 @@ from vixml_jax.planning.abstract_run import Workload, abstract_run
 from vixml_jax.planning.topology import topology
 
 pytestmark = pytest.mark.pods
-# Slice, tower, places over which parameters are split, batch.
-CASES = [
-    ("v5e:4x4", "distilbert", 1, 2048),
-    ("v5e:4x4", "qwen2.5-0.5b", 16, 2048),
-    ("v5e:16x16", "qwen2.5-7b", 16, 16_384),
-    ("v5p:4x4x4", "qwen2.5-0.5b", 1, 16_384),
-    ("v6e:16x16", "qwen2.5-3b", 16, 16_384),
-    ("v5e:16x16", "distilbert", 1, 16_384),
-    ("v5e:16x16", "qwen2.5-3b", 16, 2048),
-]
+SLICES = ("v5e:4x4", "v5e:16x16", "v5p:4x4x4", "v6e:16x16")
+BACKBONES = ("distilbert", "qwen2.5-0.5b", "qwen2.5-3b", "qwen2.5-7b")
+BATCHES = (2048, 16_384)
 
 
-@pytest.mark.parametrize(("name", "backbone", "fsdp", "batch_size"), CASES)
-def test_a_step_fits_and_holds_nothing_forbidden(name, backbone, fsdp, batch_size):
+@pytest.mark.parametrize("batch_size", BATCHES)
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("name", SLICES)
+def test_a_step_fits_and_holds_nothing_forbidden(name, backbone, batch_size):
     pytest.importorskip("libtpu")
     devices = topology(name)
     config = recipes.get_config("lf_amazontitles_1p3m", f"backbone={backbone},images=3")
     config.train.batch_size = batch_size
-    mesh = sharding.make_mesh(-1, fsdp, 1, list(devices.devices))
+    if backbone != "distilbert" and (name, batch_size) == ("v5e:4x4", 16_384):
+        config.train.chunk_rows = 16  # a thousand queries a chip
+    # A small model wants none, where it fits: docs/scaling.md.
+    is_whole = backbone == "distilbert" or (backbone == "qwen2.5-0.5b" and name == "v5p:4x4x4")
+    mesh = sharding.make_mesh(-1, 1 if is_whole else 16, 1, list(devices.devices))
     run = abstract_run(config, Workload(1_305_265, 2_248_619, 0, 16.0, 3.0), mesh)
     step = capacity.plan_step(run, devices)
     assert step.memory.total < devices.chip.memory
     assert not compiled_bars.forbidden_collectives(run, step)
     assert not compiled_bars.slow_matmuls(run, step)
-    # The token table is turned for the lookup where a chip's columns are no multiple of 128: docs/scaling.md.
+    # What is turned once a step, as docs/scaling.md says: the token table for its lookup, where a chip's
+    # columns are no multiple of 128, and on v5p what a chip has of the free vectors.
+    known = ("word_embeddings", "(152064,", f"({run.spec.num_vectors // mesh.devices.size},")
     moved = compiled_bars.moved_weights(run, step)
-    assert not [line for line in moved if "word_embeddings" not in line]
-    # Useful operations and what remat repeats, and at most a tenth more. (Of few rows a chip 0.992.)
-    assert 0.99 <= compiled_bars.waste(run, step) < 1.1
+    assert not [line for line in moved if not any(name in line for name in known)]
+    # Useful operations and what remat repeats, and what the rows of a batch have room for.
+    assert 0.98 <= compiled_bars.waste(run, step) < 1.15

@@ -17,11 +17,10 @@ from vixml_jax import demo
 from vixml_jax import train as train_lib
 
 EPOCHS = 1000
-# What comes late: batches of other numbers of rows (a program each), the first evaluation, malloc's reserves.
-SETTLED = 400
-# Between the means of the hundred epochs after SETTLED and the last hundred.
-GROWTH_MIB = {"in use": 8, "resident": 48}
-BUCKETS = 6
+# By then the first evaluation has been, and what else is compiled once.
+SETTLED = 200
+# What may be gained over all epochs in which nothing was compiled; a program takes some 25.
+GROWTH_MIB = 8
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -81,15 +80,17 @@ def test_a_thousand_epochs_in_one_process(one_device, tmp_path, monkeypatch):
     jax.monitoring.register_event_duration_secs_listener(count)
     train_lib.train(config, tmp_path / "run")
 
-    early, late = slice(SETTLED, SETTLED + 100), slice(EPOCHS - 100, EPOCHS)
     for name, values in seen.items():
-        print(
-            f"{name}: {np.mean(values[early]):.1f} from {SETTLED} on, {np.mean(values[late]):.1f} at the end"
-        )
         assert len(values) == EPOCHS
-    for name, most in GROWTH_MIB.items():
-        assert np.mean(seen[name][late]) - np.mean(seen[name][early]) < most, name
+        print(f"{name}: {values[SETTLED]:.1f} after epoch {SETTLED}, {values[-1]:.1f} after the last")
+    # A batch of another number of rows is compiled when it first comes, which may be late.
+    compiled = np.diff(seen["steps compiled"])[SETTLED:] + np.diff(seen["others compiled"])[SETTLED:]
+    quiet = (compiled == 0) & np.append(True, compiled[:-1] == 0)
+    growth = np.diff(seen["in use"])[SETTLED:][quiet].sum()
+    print(f"in use: {growth:+.1f} MiB in {quiet.sum()} epochs without a program")
+    assert growth < GROWTH_MIB
+    assert quiet.sum() > 0.9 * (EPOCHS - SETTLED - 1)
     for name in ("threads", "open files"):
-        assert max(seen[name][late]) < max(seen[name][early]) + 8, name
-    assert 1 <= seen["steps compiled"][-1] <= BUCKETS
+        assert max(seen[name][-100:]) < max(seen[name][SETTLED : SETTLED + 100]) + 8, name
     assert 1 <= seen["others compiled"][SETTLED] == seen["others compiled"][-1]
+    assert 1 <= seen["steps compiled"][-1] <= seen["steps compiled"][SETTLED] + 3
