@@ -202,6 +202,7 @@ def unknown(field: str, near: str) -> str:
         (["--config.vision.imges=1"], unknown("vision.imges", "vision.images")),
         (["--noconfig.nosuch"], unknown("nosuch", "")[:-1]),
         (["--config.nosuch.lr.x=1"], unknown("nosuch.lr.x", "")[:-1]),
+        (["--config.train.epo-3"], unknown("train.epo-3", "train.epochs")),
         (["--config.optimizer.lr.x=1"], unknown("optimizer.lr.x", "optimizer.lr")),
         (["--config.optimizer.lr=fast"], "--config.optimizer.lr=fast is not a number"),
         (["--config.train.epochs=1.5"], "--config.train.epochs=1.5 is not a whole number"),

@@ -44,7 +44,7 @@ def explained(error: Exception, arguments: Sequence[str]) -> Exception:
         return UserError(_one_line(error), file=path, row=rows[-1])
     if "get_config" in str(error):
         return UserError("has no function get_config", file=path, fix="define get_config(arg='')")
-    if isinstance(error, (AttributeError, KeyError, TypeError)):
+    if isinstance(error, (AttributeError, KeyError, TypeError, ValueError)):
         config = flags.FLAGS["config"].parser.parse(value)
         unknown = unknown_field(arguments, config) if isinstance(config, ConfigDict) else None
         if unknown:
