@@ -73,7 +73,8 @@ for ((process = 0; process < processes; process++)); do
   fi
 done
 
-# The first failure is the run's; that all is saved and may go on is said only where nothing else failed. Who waits for a process that has failed would wait for long: ten seconds do.
+# The first failure is the run's; that all is saved and may go on is said only where nothing else failed. Who waits
+# for a process that has failed would wait for long: ten seconds do.
 code=0 deadline=""
 while ((${#alive[@]})); do
   sleep 0.1

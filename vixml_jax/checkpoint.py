@@ -152,13 +152,10 @@ class Checkpointer:
 
     def close(self) -> None:
         """Waits until everything is on disk."""
-        try:
+        with self._summing, contextlib.closing(self._orbax):
             self._wait_for_save()
             self._sum_last()
             self._wait_for_sum()
-        finally:
-            self._orbax.close()
-            self._summing.shutdown()
 
     def __enter__(self) -> Checkpointer:
         return self

@@ -164,9 +164,7 @@ def base() -> ConfigDict:
     retrieval.query_weight = 0.0  # of near training queries, which hand their labels on; 0 = off, ViXML 0.1
     retrieval.temperature = 0.05  # of the softmax over labels and training queries found together
     retrieval.neighbours = 100  # training queries found a query
-    retrieval.prior_weight = (
-        0.0  # of log(1 + a label's training queries), added to the cosines of labels found
-    )
+    retrieval.prior_weight = 0.0  # of log(1 + a label's training queries), added to its cosine when found
     retrieval.classifier_weight = 0.5  # of the classifiers' score in a label's score, where there are any
 
     config.eval = evaluation = ConfigDict()

@@ -119,7 +119,9 @@ def search_embeddings(
         queries_ND = run.embedder.queries(params, run.frozen, banks.train, "embed train queries", here=here)
     else:
         queries_ND = sharding.fetch(tables.query_embeddings, len(run.dataset.train), here=here)
-        queries_ND = queries_ND[queries_ND.any(axis=1)]  # zeros: no step has embedded it yet
+        embedded_N = queries_ND.any(axis=1)
+        if not embedded_N.all():  # zeros: no step has embedded it yet
+            queries_ND = queries_ND[embedded_N]
     return labels_LD, queries_ND
 
 

@@ -187,7 +187,8 @@ class Searcher:
             queries_QD = prefix(queries_QD, self.settings.dims)
             return Predictions(*(self.patched or self.labels).search(queries_QD, k))
         labels, neighbours = self.candidates(queries_QD, k)
-        labels = add_priors(labels, self.log_priors_L, self.settings.prior_weight)
+        if self.settings.prior_weight:  # else the frequencies of all labels are not counted
+            labels = add_priors(labels, self.log_priors_L, self.settings.prior_weight)
         if neighbours is None:
             return Predictions(labels[0][:, :k], labels[1][:, :k])
         return Predictions(

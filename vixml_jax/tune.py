@@ -143,10 +143,12 @@ def measure(
     alone = Predictions(labels[0][:, :k], labels[1][:, :k])
     nothing = settings[0]._replace(query_weight=0.0, prior_weight=0.0)
     rows = [{**nothing._asdict(), **evaluate.scored(run, alone)}]
+    weights = {setting.prior_weight for setting in settings}
+    preferred = {weight: add_priors(labels, searcher.log_priors_L, weight) for weight in weights}
     with Progress(len(settings), "tune", "settings") as progress:
         for setting in settings:
             found = augment(
-                add_priors(labels, searcher.log_priors_L, setting.prior_weight),
+                preferred[setting.prior_weight],
                 _first(neighbours, setting.neighbours),
                 searcher.train_targets,
                 k=k,
