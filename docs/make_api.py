@@ -41,7 +41,7 @@ class Section(NamedTuple):
 
 
 SECTIONS = (
-    Section("Models", "predict", ("XmcModel",), "vx."),
+    Section("Models", "xmc_model", ("XmcModel",), "vx."),
     Section(
         *("Data", "data.dataset", ("load", "holdout", "subset", "XmcDataset", "Split")),
         prefix="vx.data.",

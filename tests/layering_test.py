@@ -37,7 +37,7 @@ LEVELS: dict[int, dict[str, tuple[str, ...]]] = {
                 "report_charts",
             ),
             *("report_examples", "report_published", "report_runs", "score", "serve", "serving"),
-            *("tables", "train", "tune"),
+            *("tables", "train", "tune", "xmc_model"),
         ),
     },
     TRAINING: {

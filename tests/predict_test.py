@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from vixml_jax import XmcModel, cli, predict
+from vixml_jax import XmcModel, cli, xmc_model
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def test_few_queries_meet_few_shapes(model):
 
 
 def test_queries_are_read_as_they_are_needed_and_answered_in_order(model, monkeypatch):
-    monkeypatch.setattr(predict, "QUERIES_PER_CHUNK", 8)
+    monkeypatch.setattr(xmc_model, "QUERIES_PER_CHUNK", 8)
     taken = 0
 
     def queries():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vixml_jax import data, losses, metrics, mining, models, retrieval
-    from vixml_jax.predict import XmcModel
+    from vixml_jax.xmc_model import XmcModel
 
 __version__ = "0.1.0"
 __all__ = ["XmcModel", "data", "losses", "metrics", "mining", "models", "retrieval"]
@@ -22,7 +22,7 @@ __all__ = ["XmcModel", "data", "losses", "metrics", "mining", "models", "retriev
 
 def __getattr__(name: str) -> Any:
     if name == "XmcModel":
-        return importlib.import_module("vixml_jax.predict").XmcModel
+        return importlib.import_module("vixml_jax.xmc_model").XmcModel
     if name in __all__:
         return importlib.import_module(f"vixml_jax.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

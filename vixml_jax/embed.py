@@ -24,10 +24,11 @@ import pyarrow.parquet as pq
 from absl import flags
 
 from vixml_jax import config as config_lib
-from vixml_jax import files, predict, sharding
+from vixml_jax import files, sharding
 from vixml_jax import run as run_lib
 from vixml_jax.data.query_lines import read_queries
 from vixml_jax.errors import UserError
+from vixml_jax.xmc_model import XmcModel, chunks
 
 
 def define_flags() -> None:
@@ -81,7 +82,7 @@ def embed(workdir: Path, of: str) -> tuple[int, Iterator[Part]]:
         if not Path(of).exists():
             raise UserError("no such file", file=of, fix="give train, test, labels or a JSONL file")
         queries = read_queries(of)
-        model = predict.XmcModel.load(workdir)
+        model = XmcModel.load(workdir)
         return model.dim, _parts(model, queries)
     config = config_lib.load(workdir / "config.json")
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -149,8 +150,8 @@ WRITERS: dict[str, Callable[[Path, int, Iterable[Part]], int]] = {
 }
 
 
-def _parts(model: predict.XmcModel, queries: Iterator[dict[str, Any]]) -> Iterator[Part]:
-    for chunk in predict.chunks(queries):
+def _parts(model: XmcModel, queries: Iterator[dict[str, Any]]) -> Iterator[Part]:
+    for chunk in chunks(queries):
         yield Part(
             model.encode_records(chunk),
             [query["uid"] for query in chunk],

@@ -30,8 +30,8 @@ from absl import flags
 from vixml_jax import config as config_lib
 from vixml_jax.data import query_lines, text_lines
 from vixml_jax.errors import UserError
-from vixml_jax.predict import XmcModel
 from vixml_jax.search import LABELS
+from vixml_jax.xmc_model import XmcModel
 
 # Above this share of the labels, and this number, changes make the index be built anew.
 MANY_SHARE, MANY = 0.1, 1000

@@ -26,8 +26,8 @@ from pathlib import Path
 from absl import flags
 
 from vixml_jax.errors import UserError
-from vixml_jax.predict import XmcModel
 from vixml_jax.serving.limits import Limits
+from vixml_jax.xmc_model import XmcModel
 
 TOKEN = "VIXML_TOKEN"
 PACKAGES = ("prometheus_client", "python_multipart", "starlette", "uvicorn")

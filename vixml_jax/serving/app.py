@@ -27,11 +27,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vixml_jax import __version__
-from vixml_jax.predict import XmcModel
 from vixml_jax.serving.batching import Batcher, Full
 from vixml_jax.serving.label_pictures import LabelPictures
 from vixml_jax.serving.limits import Limits
 from vixml_jax.serving.requests import Held, Query, Refused, read_query
+from vixml_jax.xmc_model import XmcModel
 
 PAGE = "page.html"
 # Pictures unpacked at the same time: each may take 4 bytes a pixel for a moment.
