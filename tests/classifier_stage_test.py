@@ -58,10 +58,23 @@ def figures_of(workdir):
 
 def test_classifiers_raise_an_untrained_tower(root):
     assert figures_of(root / "run")["P@1"] > figures_of(root / "plain")["P@1"]
-    records = [json.loads(line) for line in (root / "run" / "metrics.jsonl").read_text().splitlines()]
-    losses = [record["classifier/loss"] for record in records if "classifier/loss" in record]
+    losses = [record["classifier/loss"] for record in records(root / "run") if "classifier/loss" in record]
     assert len(losses) == 6
     assert losses[-1] < losses[0]
+
+
+def records(workdir):
+    """What is in metrics.jsonl, without times."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if "perf/" not in name} for line in lines
+    ]
+
+
+def test_a_finished_run_that_is_run_again_keeps_its_records(root, tmp_path):
+    shutil.copytree(root / "run", tmp_path / "run")
+    train(config_lib.load(tmp_path / "run" / "config.json"), tmp_path / "run")
+    assert records(tmp_path / "run") == records(root / "run")
 
 
 def test_predictions_are_those_of_the_ensemble(root):
@@ -107,6 +120,7 @@ def test_a_stage_that_was_killed_continues(root, tmp_path, monkeypatch):
     train(config, tmp_path / "run")
     np.testing.assert_array_equal(load(tmp_path / "run"), load(root / "run"))
     assert figures_of(tmp_path / "run") == figures_of(root / "run")
+    assert records(tmp_path / "run") == records(root / "run")
 
 
 def test_other_settings_begin_anew(tmp_path):

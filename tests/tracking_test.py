@@ -110,6 +110,20 @@ def test_a_kept_record_without_its_newline_stays_a_line(tmp_path):
     assert [record["step"] for record in _records(tmp_path)] == [1, 2, 3, 4]
 
 
+def test_the_last_evaluation_is_written_once_however_often_a_run_is_continued(tmp_path):
+    for resumed_at in (None, 4, 4, 4):
+        with Tracker(tmp_path, resumed_at=resumed_at, last_step=4) as tracker:
+            if resumed_at is None:
+                tracker.log(2, {"train/loss": 2.0})
+                tracker.log_evaluation(2, {"P@1": 50.0})
+                tracker.log(4, {"train/loss": 1.0})
+            tracker.log_evaluation(4, {"P@1": 60.0})
+    assert [sorted(record) for record in _records(tmp_path)] == [
+        *(["step", "train/loss"], ["eval/P@1", "step"]),
+        *(["step", "train/loss"], ["eval/P@1", "step"]),
+    ]
+
+
 def test_a_run_that_starts_anew_keeps_nothing(tmp_path):
     _write(tmp_path, [1, 2, 3])
     with Tracker(tmp_path) as tracker:

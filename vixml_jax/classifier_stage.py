@@ -104,6 +104,15 @@ def train(run: Run, params: nnx.State, tables: Tables, step: int, log: Log) -> n
         return _on_host(state.vectors, run.spec, mesh)
 
 
+def steps_saved(config: ConfigDict, workdir: Path, step: int) -> int:
+    """How many steps of the classifiers of the checkpoint of `step` are trained and saved."""
+    directory = workdir / DIRECTORY
+    if not config.classifier.epochs or not _is_of(directory, _origin(config, step)):
+        return 0
+    with Checkpointer(directory) as checkpointer:
+        return checkpointer.latest_step() or 0
+
+
 def load(config: ConfigDict, workdir: Path, spec: ModelSpec, step: int, mesh: Mesh) -> np.ndarray | None:
     """Opens the finished classifiers of the checkpoint of `step`, float32 [L, D]; None without any.
 

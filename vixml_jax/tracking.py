@@ -26,6 +26,8 @@ _proto: Any = event_pb2
 
 # In the workdir: the id of its run at Weights & Biases, which a continued run goes on with.
 WANDB_RUN = "wandb_run.json"
+# What names of an evaluation's figures begin with.
+EVALUATION = "eval/"
 
 
 class Tracker:
@@ -36,6 +38,7 @@ class Tracker:
       enabled: False for processes that do not write.
       resumed_at: the step a run continues from; records after it, written by the killed run, are dropped,
         since the continued run writes them again.
+      last_step: the step whose evaluation the run writes at its end, and again if it is continued from there.
       wandb_project: at Weights & Biases, where figures go as well; "" for nowhere.
       config: of the run, JSON-able; shown at Weights & Biases.
 
@@ -49,6 +52,7 @@ class Tracker:
         *,
         enabled: bool = True,
         resumed_at: int | None = None,
+        last_step: int | None = None,
         wandb_project: str = "",
         config: dict[str, Any] | None = None,
     ):
@@ -59,7 +63,7 @@ class Tracker:
             if wandb_project:  # before any file is open, since it may fail
                 self._wandb = _start_wandb(wandb_project, workdir, config, resumed_at)
             try:
-                drop_after(self._path, resumed_at)
+                drop_after(self._path, resumed_at, last_step)
                 self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
                 self._events = Events(workdir / "events", None if resumed_at is None else resumed_at + 1)
             except BaseException as error:
@@ -89,7 +93,7 @@ class Tracker:
 
     def log_evaluation(self, step: int, figures: dict[str, float]) -> None:
         """Writes the figures of an evaluation, in percent, as "eval/P@1" and so on."""
-        self.log(step, {f"eval/{name}": value for name, value in figures.items()})
+        self.log(step, {f"{EVALUATION}{name}": value for name, value in figures.items()})
 
     def __enter__(self) -> Tracker:
         return self
@@ -136,10 +140,11 @@ class Events:
         self._writer.close()
 
 
-def drop_after(path: Path, step: int | None) -> None:
+def drop_after(path: Path, step: int | None, last_step: int | None = None) -> None:
     """Takes the records after a step out of `metrics.jsonl`, or all where it is None; makes the file.
 
-    What follows a line that is no record is dropped as well: a kill has cut that line short.
+    What follows a line that is no record is dropped as well: a kill has cut that line short. So are the
+    evaluations of `last_step`, since they come after the run's last checkpoint.
     """
     if step is None or not path.exists():
         with open(path, "w", encoding="utf-8"):
@@ -148,7 +153,11 @@ def drop_after(path: Path, step: int | None) -> None:
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                if json.loads(line)["step"] <= step:
+                record = json.loads(line)
+                is_last_evaluation = record["step"] == last_step and any(
+                    name.startswith(EVALUATION) for name in record
+                )
+                if record["step"] <= step and not is_last_evaluation:
                     kept.append(line.rstrip("\n") + "\n")  # a kill may have cut off just that
             except (ValueError, TypeError, KeyError, RecursionError):
                 break

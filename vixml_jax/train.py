@@ -119,6 +119,9 @@ def train_on(
         check_dims(config, run.spec.dim)
         state = checkpointer.restore(abstract(params, optimizer, run_lib.tables_of(run.spec, mesh), mesh))
     del params  # the state holds them from here on
+    logged_until = resumed_at
+    if resumed_at is not None:
+        logged_until = resumed_at + classifier_stage.steps_saved(config, workdir, resumed_at)
     if not total_steps:  # an off-the-shelf tower: what there is to load is the start
         checkpointer.save(state, 0)
 
@@ -139,7 +142,8 @@ def train_on(
         Tracker(
             workdir,
             enabled=distributed.is_lead(),
-            resumed_at=resumed_at,
+            resumed_at=logged_until,
+            last_step=total_steps,
             wandb_project=config.train.wandb,
             config=config.to_dict(),
         ) as tracker,

@@ -101,6 +101,14 @@ def columns_first(rows: int) -> bytes:
     return buffer.getvalue()
 
 
+def ends_empty() -> bytes:
+    """A matrix by columns that says it is empty, with a column before that reaches beyond all memory."""
+    buffer = io.BytesIO()
+    starts = np.array([0, 2**30, 2**30, 2**30, 0], np.int32)
+    np.savez(buffer, format=b"csc", shape=(3, 4), indices=starts[:0], indptr=starts, data=np.zeros(0))
+    return buffer.getvalue()
+
+
 TOKENIZER = readers.READERS["tokenizer"].seeds["tokenizer.json"][0]
 UNKNOWN = re.sub(rb'"unk_token": *"[^"]*"', b'"unk_token":"[NONE]"', TOKENIZER)
 PARQUET = readers.READERS["url_lists"].seeds["urls.parquet"][0]
@@ -111,6 +119,7 @@ FOUND = {
     "a value of many digits": ("sparse", "matrix.txt", b"1 2\n1:" + b"9" * 250_000 + b"-\n"),
     "rows without end": ("sparse", "matrix.txt", b"922337203 4\n"),
     "columns first, and rows without end": ("sparse", "matrix.npz", columns_first(2**31 - 1)),
+    "columns that go back": ("sparse", "matrix.npz", ends_empty()),
     "cuts that are texts": ("overrides", "overrides", b"\neval.ks=('a',1)"),
     "a rate that is no number": ("overrides", "overrides", b"\noptimizer.weight_decay=nan"),
     "a seed beyond JAX's": ("overrides", "overrides", b"\ntrain.seed=99999999999"),
