@@ -30,7 +30,7 @@ from absl import logging as absl_logging
 from orbax.checkpoint import v1 as ocp
 
 from vixml_jax import distributed, files
-from vixml_jax.errors import UserError
+from vixml_jax.errors import UserError, causes
 from vixml_jax.train_state import TrainState, shapes_of
 
 Tree = TypeVar("Tree")
@@ -131,10 +131,7 @@ class Checkpointer:
 
     def _explained(self, error: BaseException, step: int) -> Exception:
         """What was wrong with a checkpoint that Orbax cannot load: the error's first cause alone says it."""
-        seen = {id(error)}
-        while (cause := error.__cause__ or error.__context__) is not None and id(cause) not in seen:
-            seen.add(id(cause))
-            error = cause
+        *_, error = causes(error)
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             return error  # the machine's: too many open files, no permission
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]

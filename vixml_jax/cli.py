@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 
 from vixml_jax import __version__, config_files, host_memory
-from vixml_jax.errors import NotFinite, Preempted, UserError
+from vixml_jax.errors import NotFinite, Preempted, UserError, causes
 
 # Command -> its module, and what it does.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -148,15 +148,12 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
 
 
-def _disk_problem(error: BaseException | None) -> int | None:
+def _disk_problem(error: BaseException) -> int | None:
     """What a disk said to Orbax or ArrayRecord, which write from C++ and raise errors of their own for it."""
-    seen = set()  # an error may be its own cause
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    for cause in causes(error):
         for number in _DISK:
-            if os.strerror(number).lower() in str(error).lower():
+            if os.strerror(number).lower() in str(cause).lower():
                 return number
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
 
 

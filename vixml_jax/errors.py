@@ -1,8 +1,9 @@
-"""The exceptions that are no bugs: a user's mistake, a run that diverged, and a scheduler's wish."""
+"""The exceptions that are no bugs: a mistake, a run that diverged, a scheduler's wish; an error's causes."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 # Characters of a message; some hold a title, or the names of all tensors of a tower.
 LONGEST = 20_000
@@ -51,3 +52,13 @@ class NotFinite(FloatingPointError):
 
 class Preempted(Exception):
     """The process was asked to end (SIGTERM), has saved what there was to save, and can be started again."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields an error, then what it was raised from, back to the first; `from None` ends it."""
+    seen = set()  # an error may be its own cause
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        yield following
+        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
