@@ -23,10 +23,13 @@ def load(path: str | os.PathLike[str], *, fix: str, mmap_mode: Literal["r"] | No
     """
     try:
         array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
-        if isinstance(array, np.ndarray):
+        if not isinstance(array, np.ndarray):
+            array.close()
+            reason = "it is an archive of several"
+        elif array.dtype.kind in "biuf":
             return array
-        array.close()
-        reason = "it is an archive of several"
+        else:
+            reason = f"its values are {array.dtype}"
     except FileNotFoundError:
         raise UserError("no such file", file=path, fix=fix) from None
     except (PermissionError, IsADirectoryError, MemoryError):  # of which the file may be innocent

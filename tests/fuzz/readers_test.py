@@ -23,7 +23,7 @@ import pytest
 import readers
 import scipy.sparse
 import tower_readers
-from reader import Reader
+from reader import Reader, npy
 
 HERE = Path(__file__).parent
 QUICK, LONG = {True: 100, False: 10}, {True: 100_000, False: 3_000}
@@ -129,7 +129,13 @@ FOUND = {
         "config.json",
         b'{"optimizer": {"lr": 1' + b"0" * 400 + b"}}",
     ),
+    "a token with an id beyond its type": (
+        "tokenizer",
+        "tokenizer.json",
+        TOKENIZER.replace(b'"[CLS]",2]', b'"[CLS]",2147483648]'),
+    ),
     "an unknown token that is unknown": ("tokenizer", "tokenizer.json", UNKNOWN),
+    "an array of texts": ("arrays", "embeddings.npy", npy(np.zeros((0, 2), "S2"))),
     "a number for a section": ("config_json", "config.json", b'{"prototype": 3}'),
     "a list for a config": ("config_json", "config.json", b"[]"),
     "an unfinished header": (

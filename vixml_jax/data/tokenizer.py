@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -144,9 +145,13 @@ class Tokenizer:
 
     @property
     def special_ends(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of the special tokens before and after every text, int32."""
+        """Ids of the special tokens before and after every text, int32.
+
+        Raises:
+          UserError: if an id is beyond int32.
+        """
         before, after = self._ends
-        return np.array(before, np.int32), np.array(after, np.int32)
+        return _token_ids(before), _token_ids(after)
 
     @property
     def _ends(self) -> tuple[list[int], list[int]]:
@@ -173,7 +178,7 @@ class Tokenizer:
           int32 [S], the texts' token ids end to end, and int64 [N], how many each has.
 
         Raises:
-          UserError: if special tokens alone fill `max_tokens`, or a text cannot be read.
+          UserError: if special tokens alone fill `max_tokens`, a text cannot be read, or an id is no int32.
         """
         try:
             special = sum(map(len, self._ends)) if self._special_tokens else 0
@@ -191,8 +196,18 @@ class Tokenizer:
             )
         rows = [encoding.ids for encoding in encodings]
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-        values = np.fromiter((token for row in rows for token in row), np.int32, int(lengths.sum()))
-        return values, lengths
+        return _token_ids(itertools.chain.from_iterable(rows), int(lengths.sum())), lengths
+
+
+def _token_ids(ids: Iterable[int], count: int = -1) -> np.ndarray:
+    """Token ids as int32; a tokenizer's file may hold any."""
+    try:
+        return np.fromiter(ids, np.int32, count)
+    except OverflowError:
+        raise UserError(
+            "the tokenizer gives a token an id beyond 2,147,483,647",
+            fix="give the tokenizer.json of a complete checkpoint",
+        ) from None
 
 
 def _word_piece(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
