@@ -29,7 +29,7 @@ def names(archive: Path) -> set[str]:
       UserError: if it is no archive.
     """
     with _opened(archive) as packed:
-        return {PurePosixPath(info.filename).name for info in packed.infolist() if not info.is_dir()}
+        return {PurePosixPath(info.filename).name for info in packed.infolist() if not _is_dir(info)}
 
 
 def unpack(archive: Path, wanted: Mapping[str, str], directory: Path, max_bytes: float) -> set[str]:
@@ -52,7 +52,7 @@ def unpack(archive: Path, wanted: Mapping[str, str], directory: Path, max_bytes:
         for info in packed.infolist():
             _check(info, archive)
             name = wanted.get(PurePosixPath(info.filename).name)
-            if name is None or info.is_dir():
+            if name is None or _is_dir(info):
                 continue
             if name in members:
                 problem = f"holds both {members[name].filename!r} and {info.filename!r}"
@@ -81,6 +81,10 @@ def _extract(packed: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, progres
         os.fsync(target.fileno())
     if done != info.file_size:
         raise zipfile.BadZipFile(f"{info.filename!r} is shorter than it should be")
+
+
+def _is_dir(info: zipfile.ZipInfo) -> bool:
+    return info.filename.endswith("/")  # zipfile's own `is_dir` fails where the name is empty
 
 
 def _check(info: zipfile.ZipInfo, archive: Path) -> None:

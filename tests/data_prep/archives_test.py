@@ -39,6 +39,13 @@ def test_only_what_is_wanted(tmp_path, out):
     assert found == {"a.txt": b"a" * 3000, "renamed.txt": b""}
 
 
+def test_a_file_without_a_name(tmp_path, out):
+    archive = _zip(tmp_path / "x.zip", {"a.txt": b"a", "?": b"unnamed"})
+    archive.write_bytes(archive.read_bytes().replace(b"?", b"\0"))  # where zipfile ends the name
+    archives.names(archive)
+    assert archives.unpack(archive, WANTED, out, 1e6) == {"a.txt"}
+
+
 @pytest.mark.parametrize(
     "name", ["../a.txt", "/etc/a.txt", "set/../../a.txt", "..\\a.txt", "C:/a.txt", "../elsewhere.txt"]
 )
