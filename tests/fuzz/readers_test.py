@@ -116,6 +116,7 @@ PARQUET = readers.READERS["url_lists"].seeds["urls.parquet"][0]
 FOUND = {
     "a member that is no array": ("sparse", "matrix.npz", packed(format=b"csr", shape=b"", data=b"")),
     "a label of 5000 digits": ("predictions", "predictions.txt", b"2 5\n" + b"9" * 5000 + b":1\n"),
+    "null for a row": ("predictions", "predictions.jsonl", b"null\n"),
     "a value of many digits": ("sparse", "matrix.txt", b"1 2\n1:" + b"9" * 250_000 + b"-\n"),
     "rows without end": ("sparse", "matrix.txt", b"922337203 4\n"),
     "columns first, and rows without end": ("sparse", "matrix.npz", columns_first(2**31 - 1)),
