@@ -7,7 +7,8 @@ it starts Grain at the batch where it stopped.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import grain
 import jax
@@ -20,8 +21,16 @@ from vixml_jax.data import label_matrix, packing
 from vixml_jax.data.items import ItemBank
 from vixml_jax.types import Batch, PackedTokens
 
-# Row and image counts are rounded up to this share of a usual batch: the step compiles for few shapes.
-BUCKET_SHARE = 1 / 8
+# Row and image counts are rounded up, so that the step compiles for few shapes: in steps of this share of a
+# usual batch, or of so many standard deviations of drawn batches where small ones vary by more.
+BUCKET_SHARE, BUCKET_DEVIATIONS = 1 / 16, 1.5
+
+
+class Expected(NamedTuple):
+    """How much of something a batch has: mean and standard deviation, if its items are drawn at random."""
+
+    mean: float
+    deviation: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +171,7 @@ def train_batches(
     Rows and pictures of a device come as a multiple of `chunk_rows`, where that is not 0.
     """
     shards = sharding.num_row_shards(mesh)
-    rows, images = usual_size(data, batch_size)
+    rows, images = expected_size([data.queries, data.labels], batch_size, data.row_length)
     source = EpochSource(
         data,
         order,
@@ -190,9 +199,9 @@ def encoding_batches(
     """
     shards, held = sharding.num_row_shards(mesh), sharding.local_row_shards(mesh)
     slots, images = bank.slots(), bank.image_counts()
-    usual = {"row_multiple": _mean(slots) / row_length, "image_multiple": _mean(images)}
+    expected = expected_size([bank], items_per_call, row_length)
     multiples = {
-        name: sharding.power_of_two(bucket(items_per_call * n / shards)) for name, n in usual.items()
+        name: sharding.power_of_two(value) for name, value in block_multiples(*expected, shards).items()
     }
     for start in range(0, len(rows), items_per_call):
         chosen = rows[start : start + items_per_call]
@@ -215,31 +224,41 @@ def call_size(count: int, most: int, shards: int) -> int:
     return min(sharding.power_of_two(-(-count // shards)) * shards, most)
 
 
-def usual_size(data: TrainingData, batch_size: int) -> tuple[float, float]:
-    """Expected number of packed rows and of image embeddings of a batch."""
-    slots = _mean(data.queries.slots()) + _mean(data.labels.slots())
-    images = _mean(data.queries.image_counts()) + _mean(data.labels.image_counts())
-    return batch_size * slots / data.row_length, batch_size * images
+def expected_size(
+    banks: Sequence[ItemBank], items_of_each: int, row_length: int
+) -> tuple[Expected, Expected]:
+    """What a batch with so many items of every bank takes: packed rows, and image embeddings."""
+
+    def total(counts: Iterable[np.ndarray], unit: int) -> Expected:
+        filled = [count_N for count_N in counts if len(count_N)]
+        mean = items_of_each * sum(float(count_N.mean()) for count_N in filled)
+        variance = items_of_each * sum(float(count_N.var()) for count_N in filled)
+        return Expected(mean / unit, variance**0.5 / unit)
+
+    return total((bank.slots() for bank in banks), row_length), total(
+        (bank.image_counts() for bank in banks), 1
+    )
 
 
-def block_multiples(rows: float, images: float, shards: int, chunk_rows: int = 0) -> dict[str, int]:
+def block_multiples(rows: Expected, images: Expected, shards: int, chunk_rows: int = 0) -> dict[str, int]:
     """Of what a shard's rows and pictures are multiples, as arguments of `packing.plan_rows`.
 
     Args:
-      rows: expected packed rows of all shards.
-      images: expected pictures of all shards.
+      rows: packed rows of all shards.
+      images: pictures of all shards.
       shards: of the mesh.
       chunk_rows: they are multiples of it as well, where it is not 0.
     """
-    counts = {"row_multiple": rows, "image_multiple": images}
     return {
-        name: sharding.round_up(bucket(count / shards), chunk_rows or 1) for name, count in counts.items()
+        name: sharding.round_up(_bucket(expected, shards), chunk_rows or 1)
+        for name, expected in (("row_multiple", rows), ("image_multiple", images))
     }
 
 
-def bucket(usual: float) -> int:
-    """The step in which a count is rounded up."""
-    return max(int(usual * BUCKET_SHARE), 1)
+def _bucket(expected: Expected, shards: int) -> int:
+    """The step in which a shard's count is rounded up."""
+    step = max(expected.mean * BUCKET_SHARE, expected.deviation * BUCKET_DEVIATIONS)
+    return max(int(step / shards), 1)
 
 
 def place(batch: Batch, mesh: Mesh) -> Batch:
@@ -257,7 +276,3 @@ def place(batch: Batch, mesh: Mesh) -> Batch:
 def place_tokens(tokens: PackedTokens, mesh: Mesh) -> PackedTokens:
     """Puts the processes' parts of packed items on the mesh, rows and images split over the devices."""
     return jax.tree.map(lambda local: sharding.from_local_rows(local, mesh), tokens)
-
-
-def _mean(counts: np.ndarray) -> float:
-    return float(counts.mean()) if len(counts) else 0.0

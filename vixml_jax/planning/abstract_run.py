@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from vixml_jax import model_factory, optim, run, sharding, train, train_state, train_step
 from vixml_jax.data import packing, prompt
-from vixml_jax.data.pipeline import block_multiples, num_batches
+from vixml_jax.data.pipeline import Expected, block_multiples, num_batches
 from vixml_jax.embedding import Embedder
 from vixml_jax.errors import UserError
 from vixml_jax.model_factory import ModelSpec
@@ -145,8 +145,8 @@ class AbstractRun:
         """Shapes of items as the pipeline packs them."""
         shards, length = sharding.num_row_shards(self.mesh), self.config.train.row_length
         multiples = block_multiples(
-            self.useful_slots(num_items) / length,
-            float(self.item_images.mean()) * num_items,
+            Expected(self.useful_slots(num_items) / length),
+            Expected(float(self.item_images.mean()) * num_items),
             shards,
             chunk_rows,
         )
