@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from vixml_jax.errors import UserError
 
 PACKAGE = Path(__file__).parent
+OVERRIDE_FIX = "overrides are --config.section.field=value"
 
 
 def explained(error: Exception, arguments: Sequence[str]) -> Exception:
@@ -42,6 +43,9 @@ def explained(error: Exception, arguments: Sequence[str]) -> Exception:
         if frames and Path(frames[-1].filename).resolve().is_relative_to(PACKAGE):
             return error
         return UserError(_one_line(error), file=path, row=rows[-1])
+    # What Python's parser says of brackets within brackets within brackets.
+    if isinstance(error, (MemoryError, RecursionError)) and Path(frames[-1].filename).name == "ast.py":
+        return UserError("an override's name is nested too deeply", fix=OVERRIDE_FIX)
     if "get_config" in str(error):
         return UserError("has no function get_config", file=path, fix="define get_config(arg='')")
     if isinstance(error, (AttributeError, KeyError, TypeError, ValueError)):
@@ -53,7 +57,7 @@ def explained(error: Exception, arguments: Sequence[str]) -> Exception:
         isinstance(error, (KeyError, TypeError, ValueError, OverflowError))
         and "ml_collections" in frames[-1].filename
     ):
-        return UserError(_one_line(error), fix="overrides are --config.section.field=value")
+        return UserError(_one_line(error), fix=OVERRIDE_FIX)
     return error
 
 

@@ -121,6 +121,7 @@ FOUND = {
     "rows without end": ("sparse", "matrix.txt", b"922337203 4\n"),
     "columns first, and rows without end": ("sparse", "matrix.npz", columns_first(2**31 - 1)),
     "columns that go back": ("sparse", "matrix.npz", ends_empty()),
+    "a name of brackets": ("overrides", "overrides", b"\n" + b'm{"a":' * 300),
     "cuts that are texts": ("overrides", "overrides", b"\neval.ks=('a',1)"),
     "a rate that is no number": ("overrides", "overrides", b"\noptimizer.weight_decay=nan"),
     "a seed beyond JAX's": ("overrides", "overrides", b"\ntrain.seed=99999999999"),
