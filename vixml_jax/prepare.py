@@ -6,12 +6,15 @@ and writes a TFDS dataset with a report of everything that was repaired or left 
 Examples:
   vixml prepare --raw=raw/LF-AmazonTitles-131K --out=data/131k --name=lf_amazontitles_131k
   vixml prepare --raw=my_catalogue --out=data/mine
+  vixml prepare --raw=my_catalogue --out=data/mine --beam_runner=FlinkRunner --beam_options=--parallelism=64
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from absl import flags
 
 from vixml_jax import files
 from vixml_jax.data import dataset as dataset_lib
+from vixml_jax.data.beam_run import RUNNERS, BeamRun
 from vixml_jax.data.dataset import IMAGE_EMBEDDINGS
 from vixml_jax.data.formats import RawFolder, open_raw
 from vixml_jax.errors import UserError
@@ -27,17 +31,30 @@ OTHER_CONTENT_FIX = "give another --out, or --overwrite to replace it"
 
 
 def define_flags() -> None:
-    """Registers --raw, --out, --name and --overwrite."""
+    """Registers --raw, --out, --name, --overwrite, --beam_runner and --beam_options."""
     flags.DEFINE_string("raw", None, "Folder of the raw files", required=True)
     flags.DEFINE_string("out", None, "Directory that becomes the prepared dataset", required=True)
     flags.DEFINE_string("name", None, "Name of the dataset; the raw folder's by default")
     flags.DEFINE_bool("overwrite", False, "Replace a prepared dataset of another content at --out")
+    flags.DEFINE_enum(
+        "beam_runner", None, RUNNERS, f"Apache Beam reads the pictures: {', '.join(RUNNERS)} (extra `beam`)"
+    )
+    flags.DEFINE_multi_string(
+        "beam_options", None, "A pipeline option of Beam, such as --parallelism=64; once for each"
+    )
 
 
 def main() -> int:
     """Runs the command."""
     values = flags.FLAGS
-    report = prepare(values.raw, values.out, values.name, overwrite=values.overwrite)
+    report = prepare(
+        values.raw,
+        values.out,
+        values.name,
+        overwrite=values.overwrite,
+        beam_runner=values.beam_runner,
+        beam_options=values.beam_options or (),
+    )
     print(table(report))
     if report["unchanged"]:
         print(f"{values.out} already holds this dataset")
@@ -52,6 +69,8 @@ def prepare(
     name: str | None = None,
     *,
     overwrite: bool = False,
+    beam_runner: str | None = None,
+    beam_options: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Turns a raw folder into a prepared dataset.
 
@@ -61,14 +80,21 @@ def prepare(
         content, nothing is done.
       name: of the dataset; the raw folder's by default.
       overwrite: replace a prepared dataset of another content at `out`.
+      beam_runner: the runner of Apache Beam whose workers read the pictures, such as "DirectRunner"; None
+        for threads of this process. The dataset is the same.
+      beam_options: Beam's pipeline options, such as "--parallelism=64".
 
     Returns:
       What `meta.json` says (name, fingerprint, counts of each split), with `problems`: how often each problem
       was found, `notes`, and `unchanged`: whether `out` already held this dataset.
 
     Raises:
-      UserError: naming file and line, if the raw folder is wrong; or if `out` holds something else.
+      UserError: naming file and line, if the raw folder is wrong; or if `out` holds something else; or if
+        Beam is missing or its pipeline fails.
     """
+    if beam_options and not beam_runner:
+        raise UserError("--beam_options without a runner", fix=f"give --beam_runner: {', '.join(RUNNERS)}")
+    beam = BeamRun(beam_runner, beam_options) if beam_runner else None
     raw, out = Path(raw), Path(out)
     folder = open_raw(raw)
     if _occupied(out):
@@ -86,7 +112,7 @@ def prepare(
                 split: ready.write(directory / IMAGE_EMBEDDINGS / split, folder.sizes[split], folder.report)
                 for split, ready in folder.embeddings.items()
             }
-            counts, image_digest = builder.write(folder, directory, name)
+            counts, image_digest = builder.write(folder, directory, name, _maker(beam))
             for split, rows in with_embeddings.items():
                 counts[split]["rows_with_embeddings"] = rows
             meta = {
@@ -104,6 +130,17 @@ def prepare(
     except OSError as error:
         raise UserError(f"cannot be used ({error.strerror or error})", file=error.filename or out) from error
     return {**meta, "problems": report["problems"], "notes": report["notes"], "unchanged": False}
+
+
+def _maker(beam: BeamRun | None) -> Any:
+    """What builds the records: this process, or workers."""
+    if beam is None:
+        from vixml_jax.data.builder import XmcBuilder
+
+        return XmcBuilder
+    from vixml_jax.data.beam_builder import BeamBuilder
+
+    return functools.partial(BeamBuilder, beam=beam)
 
 
 def prepare_demo(out: str | os.PathLike[str], num_train: int) -> None:

@@ -354,7 +354,7 @@ def test_filter_pairs_outside_are_named(tmp_path, pair, problem):
 
 def pictures_of(folder, record):
     found = folder.images.read(record.images, check=True)
-    folder.images.report(record.images, record.file, found)
+    folder.report.rejected += folder.images.findings(record.images, record.file, found)
     return [picture.data for picture in found]
 
 

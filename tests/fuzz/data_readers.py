@@ -28,7 +28,7 @@ def _whole_folder(folder: Path, _: str = "") -> None:
     raw = formats.open_raw(folder)
     for split in raw.splits:
         for record in raw.records(split):
-            raw.images.report(record.images, record.file, raw.images.read(record.images, check=False))
+            raw.images.findings(record.images, record.file, raw.images.read(record.images, check=False))
     for split in ("train", "test"):
         raw.filter_pairs(split)
     raw.about()

@@ -14,8 +14,7 @@ import logging
 import os
 import re
 import shutil
-from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,14 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
 
 from vixml_jax.data.ahead import mapped_ahead
-from vixml_jax.data.embedding_store import DIGEST_BYTES, NOTHING
 from vixml_jax.data.formats import RawFolder, Record
-from vixml_jax.data.ragged import RaggedWriter
-from vixml_jax.data.raw_images import RawPicture
+from vixml_jax.data.raw_images import ImageReader, PictureFacts, RawPicture
+from vixml_jax.data.report import Finding
+from vixml_jax.data.split_columns import PictureColumns, TextColumns
 from vixml_jax.errors import UserError
 from vixml_jax.progress import Progress
 
 VERSION = "1.0.0"
-TEXT_FIELDS = ("uid", "title", "content")
 # Rows whose pictures a thread reads at a time: text-only rows should not cost a task each.
 ROWS_PER_TASK = 16
 
@@ -98,83 +96,58 @@ with registered.skip_registration():
         def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
             folder = self._folder
             with (
-                _SplitWriter(self._columns, split) as writer,
+                TextColumns(self._columns, split) as texts,
+                PictureColumns(self._columns, split) as columns,
                 Progress(folder.sizes[split], f"prepare {split}") as progress,
             ):
-                for row, (record, pictures) in enumerate(_with_pictures(folder, split, check=True)):
-                    folder.images.report(record.images, record.file, pictures)
-                    for picture in pictures:
-                        self.image_digest.update(picture.digest)
-                    images = [picture.data for picture in pictures]
-                    writer.append(record, pictures)
-                    progress.update()
-                    yield (
-                        row,
-                        {
-                            "uid": record.uid,
-                            "title": record.title,
-                            "content": record.content,
-                            "targets": record.targets,
-                            "images": images,
-                        },
+                rows = with_pictures(folder.records(split), folder.images, check=True)
+                for row, (record, pictures) in enumerate(rows):
+                    texts.append(record)
+                    self._add_pictures(
+                        columns,
+                        [picture.facts for picture in pictures],
+                        folder.images.findings(record.images, record.file, pictures),
                     )
-                writer.finish(folder.num_labels)
-            self.counts[split] = writer.counts
+                    progress.update()
+                    yield row, example(record, pictures)
+                texts.finish()
+            self._end_split(split, texts, columns)
+
+        def _add_pictures(
+            self, columns: PictureColumns, pictures: list[PictureFacts], findings: list[Finding]
+        ) -> None:
+            """Takes the pictures of the next row."""
+            columns.append(pictures, findings)
+            for picture in pictures:
+                self.image_digest.update(picture.digest)
+
+        def _end_split(self, split: str, texts: TextColumns, columns: PictureColumns) -> None:
+            """Takes the counts of a split; its pictures' findings follow those of its texts."""
+            self.counts[split] = {**texts.counts, **columns.counts}
+            self._folder.report.rejected += columns.findings
 
 
-class _SplitWriter(contextlib.ExitStack):
-    """Writes what lies beside the records of a split: text columns, sizes of pictures, the label matrix."""
-
-    def __init__(self, directory: Path, split: str):
-        super().__init__()
-        self._directory, self._split = directory, split
-        columns = directory / "columns" / split
-        self._texts = [self.enter_context(RaggedWriter(columns / field, np.uint8)) for field in TEXT_FIELDS]
-        self._image_sizes = self.enter_context(RaggedWriter(columns / "image_sizes", np.int64))
-        self._image_digests = self.enter_context(RaggedWriter(columns / "image_digests", np.uint8))
-        self._labels, self._ends = array("i"), array("q", [0])
-        self.counts = {
-            "rows": 0,
-            "positives": 0,
-            "rows_without_labels": 0,
-            "rows_with_images": 0,
-            "images": 0,
-            "images_missing": 0,
-        }
-
-    def append(self, record: Record, pictures: list[RawPicture]) -> None:
-        for writer, text in zip(self._texts, (record.uid, record.title, record.content), strict=True):
-            writer.append(text.encode())
-        self._image_sizes.append(np.array([len(picture.data) for picture in pictures], np.int64))
-        digests = (picture.digest[:DIGEST_BYTES] if picture.data else NOTHING for picture in pictures)
-        self._image_digests.append(b"".join(digests))
-        self._labels.frombytes(np.ascontiguousarray(record.targets, np.int32).tobytes())
-        self._ends.append(len(self._labels))
-        present = sum(1 for picture in pictures if picture.data)
-        self.counts["rows"] += 1
-        self.counts["rows_with_images"] += present > 0
-        self.counts["images"] += present
-        self.counts["images_missing"] += len(pictures) - present
-        self.counts["positives"] += len(record.targets)
-        self.counts["rows_without_labels"] += not len(record.targets)
-
-    def finish(self, num_labels: int) -> None:
-        """Writes the label matrix, now that all labels may be known."""
-        if self._split == "labels":
-            for name in ("positives", "rows_without_labels"):
-                del self.counts[name]
-            return
-        indices, indptr = np.frombuffer(self._labels, np.int32), np.frombuffer(self._ends, np.int64)
-        np.savez(self._directory / f"indices_{self._split}.npz", indices=indices, indptr=indptr)
+def example(record: Record, pictures: list[RawPicture]) -> dict[str, Any]:
+    """Returns a row as the dataset holds it; see `features`."""
+    return {
+        "uid": record.uid,
+        "title": record.title,
+        "content": record.content,
+        "targets": record.targets,
+        "images": [picture.data for picture in pictures],
+    }
 
 
-def write(folder: RawFolder, directory: Path, name: str) -> tuple[dict[str, dict[str, int]], str]:
+def write(
+    folder: RawFolder, directory: Path, name: str, make: Callable[..., XmcBuilder] = XmcBuilder
+) -> tuple[dict[str, dict[str, int]], str]:
     """Writes a raw folder as a TFDS dataset, with columns and matrices beside it.
 
     Args:
       folder: the raw folder, not yet read.
       directory: an existing directory; `tfds.builder_from_directory` then reads it.
       name: the dataset's name.
+      make: makes the TFDS builder out of the arguments of `XmcBuilder`.
 
     Returns:
       The counts of each split, and the SHA-256 of its pictures, in hex.
@@ -183,7 +156,7 @@ def write(folder: RawFolder, directory: Path, name: str) -> tuple[dict[str, dict
       UserError: if a row of the raw folder cannot be used.
     """
     work = directory / ".building"
-    builder = XmcBuilder(
+    builder = make(
         folder=folder,
         columns=directory,
         name=tfds_name(name),
@@ -206,24 +179,29 @@ def image_digest(folder: RawFolder) -> str:
     """Returns the SHA-256 of a folder's pictures as `write` computes it, without writing anything."""
     digest = hashlib.sha256()
     for split in folder.splits:
-        for _, pictures in _with_pictures(folder, split, check=False):
+        for _, pictures in with_pictures(folder.records(split), folder.images, check=False):
             for picture in pictures:
                 digest.update(picture.digest)
     return digest.hexdigest()
 
 
-def _with_pictures(
-    folder: RawFolder, split: str, *, check: bool
+def with_pictures(
+    records: Iterator[Record], images: ImageReader, *, check: bool
 ) -> Iterator[tuple[Record, list[RawPicture]]]:
-    """Yields the rows of a split with their pictures, which threads read some rows ahead, and check."""
+    """Yields rows with their pictures, which threads read some rows ahead, and check.
+
+    Args:
+      records: the rows.
+      images: reads pictures of their folder.
+      check: whether each picture is decoded, to see whether it can be.
+    """
 
     def chunks() -> Iterator[list[Record]]:
-        records = folder.records(split)
         while chunk := list(itertools.islice(records, ROWS_PER_TASK)):
             yield chunk
 
     def read(chunk: list[Record]) -> list[tuple[Record, list[RawPicture]]]:
-        return [(record, folder.images.read(record.images, check=check)) for record in chunk]
+        return [(record, images.read(record.images, check=check)) for record in chunk]
 
     for chunk in mapped_ahead(read, chunks(), per_thread=2):
         yield from chunk

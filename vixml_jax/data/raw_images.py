@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from vixml_jax.data import fields, pictures
 from vixml_jax.data.pictures import UnreadablePicture
-from vixml_jax.data.report import Report
+from vixml_jax.data.report import Finding, Report
 from vixml_jax.data.text_lines import TextFile
 from vixml_jax.errors import UserError
 
@@ -96,6 +96,18 @@ class ImageList:
         self._images[number].append(image)
 
 
+class PictureFacts(NamedTuple):
+    """What is known of a picture without its bytes.
+
+    Attributes:
+      size: bytes of its file; 0 if it counts as missing.
+      digest: SHA-256 of what was read, whether it can be used or not.
+    """
+
+    size: int
+    digest: bytes
+
+
 class RawPicture(NamedTuple):
     """A picture as it lies in a raw folder.
 
@@ -109,13 +121,18 @@ class RawPicture(NamedTuple):
     digest: bytes
     problem: UnreadablePicture | None = None
 
+    @property
+    def facts(self) -> PictureFacts:
+        """What stays known when its bytes are let go."""
+        return PictureFacts(len(self.data), self.digest)
+
 
 class ImageReader:
     """Reads pictures of a raw folder as the bytes that lie on disk; safe to share between threads.
 
     Args:
       root: the raw folder; relative paths start there and must stay inside.
-      report: takes pictures that are there but cannot be used.
+      report: of the folder; names files as it does.
     """
 
     def __init__(self, root: str | os.PathLike[str], report: Report):
@@ -130,20 +147,22 @@ class ImageReader:
         """
         return [self._read(image.path, check) for image in images]
 
-    def report(self, images: list[ImagePath], file: Path, found: list[RawPicture]) -> None:
-        """Notes the pictures of a row that cannot be used, by name and reason.
+    def findings(self, images: list[ImagePath], file: Path, found: list[RawPicture]) -> list[Finding]:
+        """Returns a finding for each picture of a row that is there but cannot be used.
 
         Args:
           images: as the raw files name them.
           file: the raw file that does.
           found: what `read` returned.
         """
-        for image, picture in zip(images, found, strict=True):
-            if picture.problem is not None:
-                self._report.reject(
-                    file, image.line, picture.problem.problem, "counted as missing",
-                    name=image.path, detail=picture.problem.detail,
-                )  # fmt: skip
+        return [
+            Finding(
+                self._report.relative(file), image.line, picture.problem.problem, "counted as missing",
+                image.path, picture.problem.detail,
+            )
+            for image, picture in zip(images, found, strict=True)
+            if picture.problem is not None
+        ]  # fmt: skip
 
     def _read(self, path: str, check: bool) -> RawPicture:
         data = b""
