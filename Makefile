@@ -3,13 +3,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test test-long test-pods lint types format api fuzz audit clean help
+.PHONY: demo test test-long test-pods test-beam lint types format api fuzz audit clean help
 
 help:
 	@echo "make demo       draw a catalogue, train on text and on text with pictures, show both (minutes)"
 	@echo "make test       the default tests"
 	@echo "make test-long  the slow ones"
 	@echo "make test-pods  steps of large models compiled for TPU pods; no TPU is needed (hours)"
+	@echo "make test-beam  vixml prepare by Apache Beam, in an environment of its own"
 	@echo "make lint types the checks of CI"
 	@echo "make api        docs/api.md from the docstrings"
 	@echo "make fuzz READER=sparse SECONDS=60   one reader of files, coverage as the guide"
@@ -28,6 +29,9 @@ test-long: .venv/test
 # Each compiles for minutes on all cores.
 test-pods: .venv/plan
 	$(BIN)/python -m pytest -q -m pods
+
+test-beam: .venv-beam/ready
+	.venv-beam/bin/python -m pytest -q tests/beam_test.py
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -54,7 +58,7 @@ audit: .venv/audit
 	$(BIN)/pip-audit -r constraints.txt --disable-pip --no-deps --progress-spinner=off
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-beam build dist *.egg-info
 
 .venv/run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -68,4 +72,12 @@ clean:
 
 .venv/plan .venv/fuzz .venv/dev: .venv/%: .venv/test
 	$(PIP) -e '.[test,$*]'
+	@touch $@
+
+# Beam wants older releases of some packages than the other tests run with.
+.venv-beam/ready: pyproject.toml constraints.txt constraints-beam.txt
+	$(PYTHON) -m venv .venv-beam
+	awk -F== '!seen[tolower($$1)]++' constraints-beam.txt constraints.txt > .venv-beam/constraints.txt
+	.venv-beam/bin/python -m pip --disable-pip-version-check install --quiet -c .venv-beam/constraints.txt \
+	  -e '.[beam]' pytest
 	@touch $@

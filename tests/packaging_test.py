@@ -21,7 +21,7 @@ import vixml_jax
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# Not in constraints.txt, whose pins are for the plain CPU environment of the tests.
+# Not in constraints.txt, whose pins are for the plain CPU environment of the tests; Beam has pins of its own.
 UNPINNED_EXTRAS = {"gpu", "tpu", "beam"}
 
 
@@ -39,16 +39,28 @@ def test_there_is_one_version():
         assert work["title"], work
 
 
-def test_what_ci_runs_is_pinned():
-    lines = (ROOT / "constraints.txt").read_text().splitlines()[1:]
+def pinned(file: str) -> list[str]:
+    """The packages that a file of constraints pins."""
+    lines = (ROOT / file).read_text().splitlines()[1:]
     names = [line.partition("==")[0].lower().replace("_", "-") for line in lines]
     assert all("==" in line for line in lines)
     assert len(set(names)) == len(names)
+    return names
+
+
+def test_what_ci_runs_is_pinned():
     wanted = [*PROJECT["dependencies"]]
     for extra, requirements in PROJECT["optional-dependencies"].items():
         wanted += [] if extra in UNPINNED_EXTRAS else requirements
     own = {PROJECT["name"]}  # an extra may ask for another one
-    assert not {canonical(requirement) for requirement in wanted} - set(names) - own
+    assert not {canonical(requirement) for requirement in wanted} - set(pinned("constraints.txt")) - own
+
+
+def test_what_the_tests_of_beam_run_is_pinned():
+    beam = {canonical(name) for name in PROJECT["optional-dependencies"]["beam"]}
+    assert beam <= set(pinned("constraints-beam.txt"))
+    # Elsewhere it would be the other tests' business as well.
+    assert not beam & set(pinned("constraints.txt"))
 
 
 @pytest.mark.parametrize("name", ["bug", "reproduction", "feature"])

@@ -87,6 +87,19 @@ def test_the_report_lists_every_repair(raw, tmp_path):
     assert "rows" in table(returned)
 
 
+def test_the_report_is_the_same_on_any_number_of_processors(raw, tmp_path, monkeypatch):
+    """They decide how far ahead pictures are read."""
+    names = [f"{i}.png" for i in range(100)]
+    json_folder(raw, trn=[{"uid": name, "title": name, "target_ind": []} for name in names])
+    for name in names[::3]:
+        (raw / name).write_bytes(b"no picture")
+    image_list(raw, "trn", [*((name, name) for name in names), ("ghost", "1.png")])
+    for count in (1, 8):
+        monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
+        prepare(raw, tmp_path / str(count), "set")
+    assert (tmp_path / "1/report.json").read_bytes() == (tmp_path / "8/report.json").read_bytes()
+
+
 def test_the_same_content_is_not_prepared_twice(raw, tmp_path, monkeypatch):
     out = tmp_path / "out"
     first = prepare(raw, out)

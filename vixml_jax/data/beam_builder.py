@@ -1,9 +1,9 @@
 """The dataset of a raw folder whose pictures are read by the workers of a Beam runner.
 
-The launching process reads the texts, writes what lies beside the records, and stages the rows of each shard in
-a scratch file. A worker takes a shard: it reads the pictures of its rows, writes the records where they belong,
-and leaves beside the rows what it has seen of the pictures, which the launching process then adds up in order.
-So no picture passes through Beam, and of several attempts at a shard any may win.
+The launching process reads the texts, writes what lies beside the records, and stages the rows of each shard
+in a scratch file. A worker takes a shard: it reads the pictures of its rows, writes the records where they
+belong, and leaves beside the rows what it has seen of the pictures, which the launching process then adds up
+in order. So no picture passes through Beam, and of several attempts at a shard any may win.
 """
 
 from __future__ import annotations

@@ -157,6 +157,6 @@ def _reason(error: Exception) -> str:
     if "Traceback (most recent call last)" in text:
         named = list(_ERROR.finditer(text))
         text = text[named[-1].start() :] if named else text.rpartition("\n")[2]
-    else:
+    elif not _ERROR.match(text):
         text = f"{type(error).__name__}: {text}"
     return " ".join(text.partition(" [while running")[0].split())

@@ -72,6 +72,7 @@ with registered.skip_registration():
             self._folder, self._columns = folder, columns
             self.counts: dict[str, dict[str, int]] = {}
             self.image_digest = hashlib.sha256()
+            self.picture_findings: list[Finding] = []
             super().__init__(**kwargs)
 
         def _info(self) -> tfds.core.DatasetInfo:
@@ -122,9 +123,9 @@ with registered.skip_registration():
                 self.image_digest.update(picture.digest)
 
         def _end_split(self, split: str, texts: TextColumns, columns: PictureColumns) -> None:
-            """Takes the counts of a split; its pictures' findings follow those of its texts."""
+            """Takes what was counted and found in a split."""
             self.counts[split] = {**texts.counts, **columns.counts}
-            self._folder.report.rejected += columns.findings
+            self.picture_findings += columns.findings
 
 
 def example(record: Record, pictures: list[RawPicture]) -> dict[str, Any]:
@@ -165,6 +166,8 @@ def write(
     )
     with _quiet():
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    # After those of all texts: when and where pictures are read must not show.
+    folder.report.rejected += builder.picture_findings
     # TFDS lays a dataset out as name/version; ours is a directory of its own.
     for file in Path(builder.data_dir).iterdir():
         os.replace(file, directory / file.name)

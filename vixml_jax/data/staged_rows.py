@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -19,8 +20,9 @@ def write_rows(path: Path, records: Iterable[Record]) -> None:
     """Writes rows; `read_rows` reads them."""
     with files.atomic_file(path, "w") as file:
         for record in records:
+            named_by = os.path.abspath(record.file)  # readers may be in another directory
             targets = record.targets.tolist()
-            row = (record.uid, record.title, record.content, targets, record.images, str(record.file))
+            row = (record.uid, record.title, record.content, targets, record.images, named_by)
             file.write(json.dumps(row) + "\n")
 
 
