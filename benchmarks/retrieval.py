@@ -5,8 +5,10 @@
   for name in scann ivfpq hnsw; do  # built one by one, so that each has its own peak of memory
     python benchmarks/retrieval.py --labels=1305265 --dim=384 --target_recall=0.95 --keep=kept --only=$name
   done
+  python benchmarks/retrieval.py --workdir=runs/picto_text
 
-Labels and queries are unit vectors in the same lumps, as trained embeddings are. All find the --k best on
+Labels and queries are unit vectors in the same lumps, as trained embeddings are; or with --workdir the labels
+and test queries of a run. All find the --k best on
 all cores. ScaNN is tuned by `vixml_jax.retrieval` on one half of the queries; FAISS's effort (nprobe,
 efSearch) is the least of a ladder that reaches the same recall on that half, with its usual settings for
 such a table. Recall is then taken on the other half. The searches run in turn, --rounds times; ratios are
@@ -152,6 +154,7 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=131_073)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--lump", type=int, default=50, help="labels around a centre")
+    parser.add_argument("--workdir", help="a run whose embeddings are searched, instead of drawn ones")
     parser.add_argument("--queries", type=int, default=1024, help="searched; as many again to tune on")
     parser.add_argument("--singles", type=int, default=200, help="queries that are timed alone")
     parser.add_argument("--k", type=int, default=100)
@@ -174,6 +177,8 @@ def main() -> None:
 
 def vectors(options: argparse.Namespace, keep: Path | None) -> Found:
     """Labels and queries as the options say; with `keep` they are written, and mapped when they are there."""
+    if options.workdir:
+        return trained(options)
     drawn = {name: getattr(options, name) for name in ("labels", "dim", "lump", "queries")}
     if keep is not None and (keep / "drawn.json").is_file():
         if files.read_json(keep / "drawn.json") != drawn:
@@ -187,6 +192,15 @@ def vectors(options: argparse.Namespace, keep: Path | None) -> Found:
                 np.save(file, array)
         files.write_json(keep / "drawn.json", drawn)
     return both
+
+
+def trained(options: argparse.Namespace) -> Found:
+    """Label embeddings of a run, and its test queries in random order; the options then say how many."""
+    folder = Path(options.workdir) / "embeddings"
+    labels_LD, queries_QD = np.load(folder / "labels.npy"), np.load(folder / "test.npy")
+    order = np.random.default_rng(0).permutation(len(queries_QD))[: 2 * options.queries]
+    options.queries, (options.labels, options.dim) = len(order) // 2, labels_LD.shape
+    return labels_LD, queries_QD[order]
 
 
 def scann_index(

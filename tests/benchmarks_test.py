@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 
@@ -101,3 +103,16 @@ def test_opening_an_index_is_not_taken_for_building_it(load, tmp_path):
     (tmp_path / "hnsw.json").unlink()
     retrieval.built("hnsw", tmp_path, figures, build)
     assert len(built) == 2
+
+
+def test_the_embeddings_of_a_run_are_searched(load, tmp_path):
+    rng, folder = np.random.default_rng(0), tmp_path / "embeddings"
+    folder.mkdir()
+    labels, queries = (rng.normal(size=(count, 4)).astype(np.float32) for count in (9, 7))
+    np.save(folder / "labels.npy", labels)
+    np.save(folder / "test.npy", queries)
+    options = argparse.Namespace(workdir=str(tmp_path), queries=1000, keep=None)
+    found, both = load("retrieval").vectors(options, None)
+    np.testing.assert_array_equal(found, labels)
+    assert sorted(map(tuple, both)) == sorted(map(tuple, queries))
+    assert (options.labels, options.dim, options.queries) == (9, 4, 3)
