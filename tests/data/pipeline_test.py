@@ -179,8 +179,8 @@ def test_an_epoch_has_few_shapes_and_little_padding(single_mesh, lengths):
         shapes.add(batch.tokens.token_ids.shape)
         filled.append((np.asarray(batch.tokens.segment_ids) > 0).mean())
     assert len(shapes) <= 6, shapes
-    # Rounding up in steps of a sixteenth of a usual batch wastes half of it on average, or three quarters of a
-    # standard deviation; rows themselves a few percent.
+    # Rounding up in steps of a sixteenth of a usual batch wastes half a step on average, or three quarters of
+    # a standard deviation; rows themselves a few percent.
     assert np.mean(filled) > 0.9
 
 
