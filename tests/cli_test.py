@@ -219,7 +219,7 @@ def test_mistakes_around_the_config_file(config_job, capsys, tmp_path):
     job, path = config_job
     job.main = lambda: flags.FLAGS.config
     assert fails(capsys, "toy", "--config.train.epochs=3") == (
-        "--config.train.epochs without a config; give --config=FILE as well"
+        "--config.train.epochs without a config; give --config=FILE, or the --workdir of a run"
     )
     assert fails(capsys, "toy", "--config=nope.py").startswith("nope.py: no such config file")
     assert "no such config file" in fails(capsys, "toy", f"--config={tmp_path}")

@@ -117,6 +117,28 @@ def test_evaluating_again_gives_the_same(run, capsys):
         assert (copy / name).exists(), name
 
 
+def test_overrides_alone_change_the_config_of_the_run(run, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(run / "run", workdir)
+    before = config_lib.load(workdir / "config.json")
+    assert not cli.run(["eval", f"--workdir={workdir}", "--config.eval.ks=(1,2)", "--config.retrieval.k=7"])
+    assert "P@2" in json.loads((workdir / "metrics.json").read_text())
+    before.eval.ks, before.retrieval.k = (1, 2), 7
+    assert config_lib.load(workdir / "config.json").to_dict() == before.to_dict()
+    problem = fails(capsys, "eval", f"--workdir={workdir}", "--config.train.seed=9")
+    assert "seed" in problem  # another run
+    problem = fails(capsys, "eval", f"--workdir={workdir}", "--config.eval.kss=(1,)")
+    assert "did you mean config.eval.ks?" in problem
+
+
+def test_a_run_is_continued_by_its_workdir_alone(run, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(run / "run", workdir)
+    (workdir / "metrics.json").unlink()
+    assert not cli.run(["train", f"--workdir={workdir}"])
+    assert json.loads((workdir / "metrics.json").read_text())["P@1"] > 0
+
+
 def test_the_metrics_command_agrees_with_the_run(run, capsys):
     predictions, dataset = run / "run" / "predictions.npz", run / "dataset"
     arguments = [f"--predictions={predictions}", f"--truth={dataset / 'targets_test.npz'}"]

@@ -61,6 +61,7 @@ LEVELS: dict[int, dict[str, tuple[str, ...]]] = {
                 "config",
                 "config_errors",
                 "config_files",
+                "run_config",
                 "distributed",
                 "errors",
                 "files",
@@ -83,7 +84,8 @@ MIXES = {JOBS: True, TRAINING: True, PARTS: False, GROUND: True}
 # The face: imports nothing until it is used, and then anything.
 FACE = "__init__"
 # They import no JAX, directly or through others.
-WITHOUT_JAX = ("cli", "config_errors", "config_files", "errors", "files", "host_memory", "metrics",
+WITHOUT_JAX = ("cli", "config_errors", "config_files",
+                "run_config", "errors", "files", "host_memory", "metrics",
                "plan", "progress", "ranking", "recipes", "score", "tables",
                "data.predictions_file", "data.sparse_text")  # fmt: skip
 MAY_PRINT = (JOBS, "progress")

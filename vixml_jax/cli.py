@@ -246,10 +246,10 @@ def _parse(program: str, arguments: list[str], own: list[str]) -> None:
     """Parses a command's flags; every way to get them wrong is a UserError."""
     from absl import flags
 
-    arguments = [_underscored(argument, own) for argument in arguments]
-    seen = sys.argv
     # Config flags look for their overrides in sys.argv, and want to stand before them.
-    sys.argv = [program, *_config_first(arguments)]
+    arguments = _config_first([_underscored(argument, own) for argument in arguments])
+    seen = sys.argv
+    sys.argv = [program, *arguments]
     try:
         left_over = flags.FLAGS(sys.argv)[1:]
         if "config" in own:
@@ -281,19 +281,26 @@ def _underscored(argument: str, own: list[str]) -> str:
 
 
 def _config_first(arguments: list[str]) -> list[str]:
-    """Puts --config before all others; a file that is not there is looked for among the package's own."""
+    """Puts --config before all others; a file that is not there is looked for among the package's own.
+
+    Overrides without one are of the config of the run in --workdir.
+    """
     for i, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
         if flag in ("--config", "-config") and (equals or i + 1 < len(arguments)):
             others = arguments[:i] + arguments[i + (1 if equals else 2) :]
             return [f"{flag}={config_files.find(value if equals else arguments[i + 1])}", *others]
+    workdir = config_files.value_of("workdir", arguments)
+    config = config_files.of_run(workdir) if workdir else None
+    if config and any(argument.lstrip("-").startswith("config.") for argument in arguments):
+        return [f"--config={config}", *arguments]
     return arguments
 
 
 def _unknown_flag(program: str, name: str, own: list[str]) -> UserError:
     head, dot, _ = name.partition(".")
     if dot and head == "config" and head in own:
-        return UserError(f"--{name} without a config", fix="give --config=FILE as well")
+        return UserError(f"--{name} without a config", fix="give --config=FILE, or the --workdir of a run")
     known = [f"--{flag}" for flag in own]
     return UserError(f"unknown flag --{name}", fix=_nearest(f"--{head}", known, f"{program} --help"))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
+from vixml_jax import config_files
 from vixml_jax.errors import UserError
 
 PACKAGE = Path(__file__).parent
@@ -26,7 +27,7 @@ def explained(error: Exception, arguments: Sequence[str]) -> Exception:
     """
     if isinstance(error, UserError):
         return error
-    value = _value_of("config", arguments)
+    value = config_files.value_of("config", arguments)
     if value is None:
         return error
     path = Path(value.partition(":")[0])
@@ -83,14 +84,6 @@ def _fields(config: ConfigDict, prefix: str = "") -> list[str]:
         if isinstance(value, ConfigDict):
             fields += _fields(value, f"{prefix}{name}.")
     return fields
-
-
-def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    for i, argument in enumerate(arguments):
-        name, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and name == flag:
-            return value if equals else next(iter(arguments[i + 1 : i + 2]), None)
-    return None
 
 
 def _one_line(error: Exception) -> str:

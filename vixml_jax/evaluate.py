@@ -9,14 +9,14 @@ tables and writes `modalities.json`: how a model that was trained with pictures 
 Examples:
   vixml eval --workdir=runs/demo/vixml
   vixml eval --workdir=runs/picto --modalities
-  vixml eval --workdir=runs/picto --config=configs/picto_tags.py --config.retrieval.kind=exact
+  vixml eval --workdir=runs/picto --config.retrieval.kind=exact
   vixml eval --workdir=runs/shelf --config=configs/picto_tags.py --config.train.epochs=0
 
 With --config.train.epochs=0, on a workdir that need not be there yet, a tower is evaluated off the shelf,
 labels by their texts alone; `text.query_prompt` takes the instruction that such a model wants for queries.
 
-A config that is given may differ from the run's in what training does not depend on (retrieval, eval, mesh,
-where data lies), and becomes that of the workdir.
+The config is that of the run, or --config, with overrides. It may differ from what the run was trained with
+in what training does not depend on (retrieval, eval, mesh, where data lies), and becomes that of the workdir.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """Trains: `vixml train --config=configs/demo.py --workdir=runs/demo/text`.
 
-Run again on the same workdir it continues where it stopped. SIGTERM, which schedulers send before they take a
-machine away, saves and ends it with exit code 75; a second run on the same workdir is refused. At the end it
-evaluates and writes `metrics.json`, `predictions.npz`, `embeddings/` and `index/` into the workdir.
+Run again on the same workdir, where --config may be left out, it continues where it stopped. SIGTERM, which
+schedulers send before they take a machine away, saves and ends it with exit code 75; a second run on the same
+workdir is refused. At the end it evaluates and writes `metrics.json`, `predictions.npz`, `embeddings/` and
+`index/` into the workdir.
 
 Examples:
   vixml train --config=configs/picto_tags.py:images=3 --workdir=runs/picto
   vixml train --config=configs/picto_tags.py --config.optimizer.lr=1e-4 --workdir=runs/low
+  vixml train --workdir=runs/low
 """
 
 from __future__ import annotations
@@ -61,11 +63,14 @@ def define_flags() -> None:
 
 def main() -> int:
     """Runs the command."""
-    if flags.FLAGS.config is None or not flags.FLAGS.workdir:
+    config, workdir = flags.FLAGS.config, flags.FLAGS.workdir and Path(flags.FLAGS.workdir)
+    if config is None and workdir and (workdir / "config.json").is_file():
+        config = config_lib.load(workdir / "config.json")
+    if config is None or not workdir:
         raise UserError(
             "train needs --config and --workdir", fix="as in --config=configs/demo.py --workdir=runs/demo"
         )
-    train(flags.FLAGS.config, Path(flags.FLAGS.workdir))
+    train(config, workdir)
     return 0
 
 
