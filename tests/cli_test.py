@@ -16,6 +16,7 @@ from absl import flags
 
 import vixml_jax
 from vixml_jax import cli
+from vixml_jax import config as config_lib
 from vixml_jax.config import define_config_flag
 from vixml_jax.errors import UserError
 
@@ -232,6 +233,28 @@ def test_mistakes_around_the_config_file(config_job, capsys, tmp_path):
     assert "get_config" in fails(capsys, "toy", f"--config={path}")
     path.write_text("import nothing_of_this_name\n")
     assert fails(capsys, "toy", f"--config={path}").startswith(f"{path}: row 1: ModuleNotFoundError")
+
+
+def test_overrides_are_of_the_run_in_the_workdir_that_counts(config_job, tmp_path):
+    """absl takes the last of several; names of directories may hold a colon."""
+    job, _ = config_job
+    job.main = lambda: seen.append((flags.FLAGS.config.train.seed, flags.FLAGS.config.train.epochs))
+    seen, workdirs = [], [tmp_path / "first", tmp_path / "the:last"]
+    for seed, workdir in enumerate(workdirs):
+        config = config_lib.base()
+        config.train.seed = seed
+        config_lib.save(config, workdir / "config.json")
+    given = [f"--workdir={workdir}" for workdir in workdirs]
+    assert cli.run(["toy", *given, "--config.train.epochs=3"]) == 0
+    assert cli.run(["toy", *given[::-1], "--config.train.epochs=3"]) == 0
+    assert seen == [(1, 3), (0, 3)]
+
+
+def test_a_command_without_a_config_names_the_override_that_it_does_not_take(job, capsys, tmp_path):
+    config_lib.save(config_lib.base(), tmp_path / "config.json")
+    job.define_flags = lambda: flags.DEFINE_string("workdir", None, "Where it is")
+    line = fails(capsys, "toy", f"--workdir={tmp_path}", "--config.train.epochs=3")
+    assert line.startswith("unknown flag --config.train.epochs; ")
 
 
 def test_errors_of_users_take_one_line(job, capsys, tmp_path):

@@ -247,7 +247,9 @@ def _parse(program: str, arguments: list[str], own: list[str]) -> None:
     from absl import flags
 
     # Config flags look for their overrides in sys.argv, and want to stand before them.
-    arguments = _config_first([_underscored(argument, own) for argument in arguments])
+    arguments = [_underscored(argument, own) for argument in arguments]
+    if "config" in own:
+        arguments = _config_first(arguments)
     seen = sys.argv
     sys.argv = [program, *arguments]
     try:

@@ -37,9 +37,10 @@ def of_run(workdir: str) -> str | None:
 
 
 def value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    """Returns what the arguments of a command give a flag, None where they do not have it."""
+    """Returns what the arguments of a command last give a flag, None where they do not have it."""
+    found = None
     for i, argument in enumerate(arguments):
         name, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-") and name == flag:
-            return value if equals else next(iter(arguments[i + 1 : i + 2]), None)
-    return None
+            found = value if equals else next(iter(arguments[i + 1 : i + 2]), None)
+    return found
