@@ -169,6 +169,8 @@ def main() -> None:
     parser.add_argument("--json", help="JSON file for the figures")
     parser.add_argument("--quick", action="store_true", help="a size that takes seconds, to see that it runs")
     options = parser.parse_args()
+    if options.workdir and options.keep:  # an index in it would be taken for one of the run's labels
+        parser.error("--keep is for drawn vectors: leave it or --workdir out")
     if options.quick:
         options.labels, options.dim, options.queries, options.singles = 2000, 32, 64, 10
         options.k, options.rounds = 10, 1

@@ -116,3 +116,11 @@ def test_the_embeddings_of_a_run_are_searched(load, tmp_path):
     np.testing.assert_array_equal(found, labels)
     assert sorted(map(tuple, both)) == sorted(map(tuple, queries))
     assert (options.labels, options.dim, options.queries) == (9, 4, 3)
+
+
+def test_indexes_of_drawn_vectors_are_not_taken_for_those_of_a_run(load, tmp_path, monkeypatch, capsys):
+    arguments = [f"--workdir={tmp_path}", f"--keep={tmp_path / 'kept'}"]
+    monkeypatch.setattr(sys, "argv", ["retrieval.py", *arguments])
+    with pytest.raises(SystemExit):
+        load("retrieval").main()
+    assert "--keep is for drawn vectors" in capsys.readouterr().err
