@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from vixml_jax import model_factory, sharding
+from vixml_jax.data.pipeline import block_multiples, expected_size
 from vixml_jax.errors import UserError
 from vixml_jax.models import hub
 from vixml_jax.planning import useful
@@ -75,6 +76,18 @@ def test_a_batch_has_as_many_slots_as_its_items(single_mesh):
     assert length == config.train.row_length
     assert run.useful_slots(2 * config.train.batch_size) <= rows * length
     assert run.train_batch().tokens.images.shape[1] == 192
+
+
+def test_a_batch_is_rounded_up_as_the_pipeline_does(single_mesh):
+    """Of items few of which have pictures, drawn batches differ by more than the share of a usual one."""
+    run = make(config_of("random:bert-tiny", "full", 2), single_mesh, images=0.05)
+    size = run.config.train.batch_size
+    counts = [(run.item_slots, run.item_images)] * 2  # of the queries, and of the labels
+    multiples = block_multiples(*expected_size(counts, size, run.config.train.row_length), 1)
+    assert multiples["image_multiple"] > 1
+    tokens = run.train_batch().tokens
+    assert len(tokens.images) % multiples["image_multiple"] == 0
+    assert len(tokens.token_ids) % multiples["row_multiple"] == 0
 
 
 def test_tables_alone_grow_with_the_labels(mesh):

@@ -171,7 +171,8 @@ def train_batches(
     Rows and pictures of a device come as a multiple of `chunk_rows`, where that is not 0.
     """
     shards = sharding.num_row_shards(mesh)
-    rows, images = expected_size([data.queries, data.labels], batch_size, data.row_length)
+    counts = [(bank.slots(), bank.image_counts()) for bank in (data.queries, data.labels)]
+    rows, images = expected_size(counts, batch_size, data.row_length)
     source = EpochSource(
         data,
         order,
@@ -199,7 +200,7 @@ def encoding_batches(
     """
     shards, held = sharding.num_row_shards(mesh), sharding.local_row_shards(mesh)
     slots, images = bank.slots(), bank.image_counts()
-    expected = expected_size([bank], items_per_call, row_length)
+    expected = expected_size([(slots, images)], items_per_call, row_length)
     multiples = {
         name: sharding.power_of_two(value) for name, value in block_multiples(*expected, shards).items()
     }
@@ -225,9 +226,15 @@ def call_size(count: int, most: int, shards: int) -> int:
 
 
 def expected_size(
-    banks: Sequence[ItemBank], items_of_each: int, row_length: int
+    counts: Sequence[tuple[np.ndarray, np.ndarray]], items_of_each: int, row_length: int
 ) -> tuple[Expected, Expected]:
-    """What a batch with so many items of every bank takes: packed rows, and image embeddings."""
+    """What a batch of items with all their pictures takes: packed rows, and image embeddings.
+
+    Args:
+      counts: of each bank, slots and image embeddings of its items, int64 [N] each.
+      items_of_each: items of each bank in a batch.
+      row_length: slots of a row.
+    """
 
     def total(counts: Iterable[np.ndarray], unit: int) -> Expected:
         filled = [count_N for count_N in counts if len(count_N)]
@@ -235,9 +242,7 @@ def expected_size(
         variance = items_of_each * sum(float(count_N.var()) for count_N in filled)
         return Expected(mean / unit, variance**0.5 / unit)
 
-    return total((bank.slots() for bank in banks), row_length), total(
-        (bank.image_counts() for bank in banks), 1
-    )
+    return total((slots for slots, _ in counts), row_length), total((images for _, images in counts), 1)
 
 
 def block_multiples(rows: Expected, images: Expected, shards: int, chunk_rows: int = 0) -> dict[str, int]:

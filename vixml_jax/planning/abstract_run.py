@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from vixml_jax import model_factory, optim, run, sharding, train, train_state, train_step
 from vixml_jax.data import packing, prompt
-from vixml_jax.data.pipeline import Expected, block_multiples, num_batches
+from vixml_jax.data.pipeline import block_multiples, expected_size, num_batches
 from vixml_jax.embedding import Embedder
 from vixml_jax.errors import UserError
 from vixml_jax.model_factory import ModelSpec
@@ -144,12 +144,8 @@ class AbstractRun:
     def _tokens(self, num_items: int, *, chunk_rows: int = 0, powers_of_two: bool = False) -> PackedTokens:
         """Shapes of items as the pipeline packs them."""
         shards, length = sharding.num_row_shards(self.mesh), self.config.train.row_length
-        multiples = block_multiples(
-            Expected(self.useful_slots(num_items) / length),
-            Expected(float(self.item_images.mean()) * num_items),
-            shards,
-            chunk_rows,
-        )
+        expected = expected_size([(self.item_slots, self.item_images)], num_items, length)
+        multiples = block_multiples(*expected, shards, chunk_rows)
         if powers_of_two:
             multiples = {name: sharding.power_of_two(value) for name, value in multiples.items()}
         plan = packing.plan_rows(
