@@ -20,7 +20,8 @@ import pytest
 import tiny
 from documents import PAGES, ROOT
 
-from vixml_jax import cli, embed
+from vixml_jax import cli, config_files, embed
+from vixml_jax import config as config_lib
 from vixml_jax.prepare import prepare
 
 # ml_collections loads config files in a way that Python is about to drop.
@@ -31,9 +32,13 @@ BLOCKS = [block for page in PAGES for block in documents.blocks(page)]
 
 
 @pytest.mark.parametrize(("place", "command"), WRITTEN, ids=[f"{p} {c.split()[1]}" for p, c in WRITTEN])
-def test_every_written_command_is_one(place, command, monkeypatch, capsys):
+def test_every_written_command_is_one(place, command, monkeypatch, capsys, tmp_path):
     """Its flags exist and take such values; a config is there and has the fields that are overridden."""
     monkeypatch.chdir(ROOT)
+    # Every workdir is taken for that of a run.
+    config_lib.save(config_lib.base(), tmp_path / "config.json")
+    of_run = config_files.of_run
+    monkeypatch.setattr(config_files, "of_run", lambda workdir: of_run(str(tmp_path)))
     words = shlex.split(re.split(r"\s[|>&]", command)[0], comments=True)[1:]
     assert words[0] in cli.COMMANDS, f"{place}: {command}"
     monkeypatch.setattr(importlib.import_module(cli.COMMANDS[words[0]][0]), "main", lambda: 0)
