@@ -197,9 +197,9 @@ def _hashing(labels_LD: np.ndarray, k: int, leaves: int, block: int) -> Any:
             max(1, leaves // 10),
             training_sample_size=tree_sample,
             random_init=False,
-            # Centroids of length 1, for inner products: a leaf that holds several clusters of labels has a short
-            # mean, and loses the rows of clusters without a centroid of their own to all others. Of 200,000
-            # labels in clusters of 200, 447 leaves, two leaves then hold all of the 100 best, and 0.967 without.
+            # Centroids of length 1, for inner products: the mean of a leaf with several clusters of labels is
+            # short, and others take rows of a cluster that has no centroid of its own. Of 200,000 labels in
+            # clusters of 200 and 447 leaves, the best two hold all of the 100 best; they held 0.967 without.
             spherical=True,
         )
         .score_ah(
