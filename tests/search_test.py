@@ -22,7 +22,8 @@ def test_parts_give_what_the_whole_gives(query_weight, prior_weight, monkeypatch
     monkeypatch.setattr(search, "QUERIES_PER_PART", 5)
     parts = searcher.search(queries, 7, "search labels")
     np.testing.assert_array_equal(parts.ids, whole.ids)
-    np.testing.assert_allclose(parts.scores, whole.scores, rtol=1e-6)
+    # Products of other shapes are rounded otherwise, and a softmax at a low temperature magnifies that.
+    np.testing.assert_allclose(parts.scores, whole.scores, rtol=3e-4)
     assert "search labels: 23/23 queries" in capsys.readouterr().err
     assert searcher.search(queries[:0], 7, "none").ids.shape == (0, 7)
 
