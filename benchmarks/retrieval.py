@@ -8,14 +8,13 @@
   python benchmarks/retrieval.py --workdir=runs/picto_text
 
 Labels and queries are unit vectors in the same lumps, as trained embeddings are; or with --workdir the labels
-and test queries of a run. All find the --k best on
-all cores. ScaNN is tuned by `vixml_jax.retrieval` on one half of the queries; FAISS's effort (nprobe,
-efSearch) is the least of a ladder that reaches the same recall on that half, with its usual settings for
-such a table. Recall is then taken on the other half. The searches run in turn, --rounds times; ratios are
-medians. A query alone, as a service has it, is timed too (median and 99th percentile), and what each index
-took to build: seconds, and growth of the process's peak memory beside the vectors. With --keep vectors and
-indexes stay in a folder, so that they can be built apart and searched together. FAISS is left out where
-`faiss` is not installed (`pip install faiss-cpu`).
+and test queries of a run. All find the --k best on all cores. ScaNN is tuned by `vixml_jax.retrieval` on one
+half of the queries; FAISS's effort (nprobe, efSearch) is the least of a ladder that reaches the same recall
+on that half, with its usual settings for such a table. Recall is then taken on the other half. The searches
+run in turn, --rounds times; ratios are medians. A query alone, as a service has it, is timed too (median and
+99th percentile), and what each index took to build: seconds, and growth of the process's peak memory beside
+the vectors. With --keep vectors and indexes stay in a folder, so that they can be built apart and searched
+together. FAISS is left out where `faiss` is not installed (`pip install faiss-cpu`).
 """
 
 from __future__ import annotations

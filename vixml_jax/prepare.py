@@ -105,6 +105,11 @@ def prepare(
 
     name = name or raw.resolve().name
     builder.tfds_name(name)
+    make = builder.XmcBuilder
+    if beam is not None:
+        from vixml_jax.data.beam_builder import BeamBuilder
+
+        make = functools.partial(BeamBuilder, beam=beam)
     try:
         with files.atomic_dir(out) as directory:
             with_embeddings = {
@@ -112,7 +117,7 @@ def prepare(
                 split: ready.write(directory / IMAGE_EMBEDDINGS / split, folder.sizes[split], folder.report)
                 for split, ready in folder.embeddings.items()
             }
-            counts, image_digest = builder.write(folder, directory, name, _maker(beam))
+            counts, image_digest = builder.write(folder, directory, name, make)
             for split, rows in with_embeddings.items():
                 counts[split]["rows_with_embeddings"] = rows
             meta = {
@@ -130,17 +135,6 @@ def prepare(
     except OSError as error:
         raise UserError(f"cannot be used ({error.strerror or error})", file=error.filename or out) from error
     return {**meta, "problems": report["problems"], "notes": report["notes"], "unchanged": False}
-
-
-def _maker(beam: BeamRun | None) -> Any:
-    """What builds the records: this process, or workers."""
-    if beam is None:
-        from vixml_jax.data.builder import XmcBuilder
-
-        return XmcBuilder
-    from vixml_jax.data.beam_builder import BeamBuilder
-
-    return functools.partial(BeamBuilder, beam=beam)
 
 
 def prepare_demo(out: str | os.PathLike[str], num_train: int) -> None:

@@ -140,7 +140,7 @@ def example(record: Record, pictures: list[RawPicture]) -> dict[str, Any]:
 
 
 def write(
-    folder: RawFolder, directory: Path, name: str, make: Callable[..., XmcBuilder] = XmcBuilder
+    folder: RawFolder, directory: Path, name: str, make: Callable[..., XmcBuilder]
 ) -> tuple[dict[str, dict[str, int]], str]:
     """Writes a raw folder as a TFDS dataset, with columns and matrices beside it.
 

@@ -30,7 +30,7 @@ class Expected(NamedTuple):
     """How much of something a batch has: mean and standard deviation, if its items are drawn at random."""
 
     mean: float
-    deviation: float = 0.0
+    deviation: float
 
 
 @dataclasses.dataclass(frozen=True)

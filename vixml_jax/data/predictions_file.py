@@ -92,7 +92,8 @@ def _parse_fast(piece: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray] | Non
     import pyarrow.json
 
     # At a first record that is null pyarrow 26 ends the process; the usual form is an object a line.
-    if piece.count(b"\n{") != piece.count(b"\n") - 1 or not piece.startswith(b"{"):
+    num_lines = piece.count(b"\n")
+    if piece.count(b"\n{") != num_lines - 1 or not piece.startswith(b"{"):
         return None
     schema = pa.schema([("labels", pa.list_(pa.struct([("index", pa.int64()), ("score", pa.float64())])))])
     options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
@@ -102,7 +103,7 @@ def _parse_fast(piece: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray] | Non
         table = pyarrow.json.read_json(io.BytesIO(piece), reading, options)
     except pa.ArrowInvalid:
         return None
-    if table.num_rows != piece.count(b"\n"):
+    if table.num_rows != num_lines:
         return None
     column: Any = table.column("labels").combine_chunks()
     entries = column.flatten()
