@@ -175,14 +175,27 @@ def test_the_highest_scores(seed, slots):
 def test_how_the_work_is_cut_hardly_matters(monkeypatch, sample, at_once, slack):
     monkeypatch.setattr(two_means, "ROWS_OF_A_FIT", sample)
     monkeypatch.setattr(two_means, "ROWS_AT_ONCE", at_once)
-    two_means.split_level.clear_cache()  # the constants are read while tracing
+    two_means.split_levels.clear_cache()  # the constants are read while tracing
     rng = np.random.default_rng(3)
     x = lumps(rng, 900, dim=12)
     ids = mining.balanced_clusters(x, 64, jax.random.key(0))
-    two_means.split_level.clear_cache()
+    two_means.split_levels.clear_cache()
     counts = np.bincount(ids, minlength=16)
     assert set(counts) == {56, 57}
     assert mining.inertia(x, ids) < slack * mining.inertia(x, slow_clusters(x, 4, rng))
+
+
+@pytest.mark.parametrize("num_clusters", [5, 32, 61])
+def test_inner_products_give_the_clusters_that_rows_give(monkeypatch, num_clusters):
+    x = lumps(np.random.default_rng(4), 500)
+    found = []
+    for products_of in (0, 70, 500):  # at no level, the lower ones, all
+        monkeypatch.setattr(two_means, "PRODUCTS_OF", products_of)
+        two_means.split_levels.clear_cache()  # the constants are read while tracing
+        found.append(mining.balanced_clusters_into(x, num_clusters, jax.random.key(0)))
+    two_means.split_levels.clear_cache()
+    for ids in found[1:]:
+        assert (ids == found[0]).mean() > 0.98  # what is at home in two clusters may change
 
 
 @pytest.mark.parametrize(
@@ -212,13 +225,13 @@ def test_rows_split_over_a_mesh(num_clusters, sizes):
 @pytest.mark.slow
 def test_samples_split_over_a_mesh(monkeypatch):
     monkeypatch.setattr(two_means, "ROWS_OF_A_FIT", 64)
-    for function in (two_means.split_level, two_means.split_own):
+    for function in (two_means.split_levels, two_means.split_own):
         function.clear_cache()  # the constants are read while tracing
     x = lumps(np.random.default_rng(5), 1024)
     expected = mining.balanced_clusters(x, 32, jax.random.key(0))
     with sharding.use(sharding.make_mesh(8)) as mesh:
         ids = mining.balanced_clusters(row_table(x, mesh), 32, jax.random.key(0))
-    for function in (two_means.split_level, two_means.split_own):
+    for function in (two_means.split_levels, two_means.split_own):
         function.clear_cache()
     assert (ids == expected).mean() > 0.98
 
@@ -231,7 +244,7 @@ def _bytes_per_device(lowered) -> int:
 def test_field_size_fits_eight_devices():
     """2.2M rows of 768 dimensions, clustered on eight devices: under 8 GB each, by the compiler's account.
 
-    The programs are those of the first level, of the exchange, and of the first and the last level of each
+    The programs are those of the first level, of the exchange, and of the first and the last levels of each
     device's own clusters. Beside what a program takes, the table of embeddings itself stays.
     """
     rows, dim, devices = 2_249_728, 768, 8
@@ -244,25 +257,26 @@ def test_field_size_fits_eight_devices():
 
         def level(clusters: int, slots: int, drawn: int, shards: int = 1):
             make = jax.ShapeDtypeStruct if shards == 1 else split
-            return [
-                make((shards, clusters, slots), np.int32),
-                *[make((shards, clusters), np.int32)] * 2,
-                make((shards, clusters, drawn), np.int32),
-            ]
+            sizes, starts = make((shards, clusters), np.int32), make((shards, clusters, drawn), np.int32)
+            return make((shards, clusters, slots), np.int32), [two_means.Level(sizes, sizes, starts)]
 
         unit = split((rows, dim), np.float32)
         sample = two_means.ROWS_OF_A_FIT
         own = devices * two_means.ROWS_AT_ONCE // devices
         exchanged = split((devices * -(-share // own) * own, dim), np.float32)
+        members, first = level(2_048, 138, 2, devices)
+        _, second = level(4_096, 69, 2, devices)
         needs = {
-            "first": two_means.split_level.lower(unit, *level(1, rows, sample), slots=rows // 2),
+            "first": two_means.split_levels.lower(unit, *level(1, rows, sample), slots=(rows // 2,)),
             "exchange": two_means.own_rows.lower(
                 unit, jax.ShapeDtypeStruct((devices, share), np.int32), mesh
             ),
             "own": two_means.split_own.lower(
-                exchanged, *level(1, share, sample, devices), slots=share // 2 + 1, mesh=mesh
+                exchanged, *level(1, share, sample, devices), slots=(share // 2 + 1,), mesh=mesh
             ),
-            "last": two_means.split_own.lower(exchanged, *level(16_384, 18, 2, devices), slots=9, mesh=mesh),
+            "last": two_means.split_own.lower(
+                exchanged, members, [*first, *second], slots=(69, 35), mesh=mesh
+            ),
         }
         needs = {name: _bytes_per_device(lowered) + table_bytes for name, lowered in needs.items()}
     assert all(2 * table_bytes < need < 8e9 for need in needs.values()), needs

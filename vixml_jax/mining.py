@@ -106,28 +106,21 @@ def balanced_clusters_into(
                 members_SCM = np.broadcast_to(
                     np.arange(owned_SM.shape[1], dtype=np.int32), (shards, 1, owned_SM.shape[1])
                 )
-            left_sizes_SC, next_sizes_SC, next_leaves_SC = _halves(sizes_SC, leaves_SC)
-            level = (
-                unit_ND,
-                members_SCM,
-                sizes_SC.astype(np.int32),
-                left_sizes_SC.astype(np.int32),
-                _draw_rows(rng, sizes_SC, leaves_SC, members_SCM.shape[2]),
+            levels, slots, sizes_SC, leaves_SC = _next_levels(
+                rng, sizes_SC, leaves_SC, members_SCM.shape[2], shared=shards > 1 and owned_SM is None
             )
-            slots = int(next_sizes_SC.max())
             if owned_SM is None:
-                members_SCM = two_means.split_level(*level, slots=slots)
+                members_SCM = two_means.split_levels(unit_ND, members_SCM, levels, slots=slots)
             else:
-                members_SCM = two_means.split_own(*level, slots=slots, mesh=mesh)
+                members_SCM = two_means.split_own(unit_ND, members_SCM, levels, slots=slots, mesh=mesh)
             # A finished cluster hands all its rows to its left child; the right one is empty and goes.
-            kept_SC = np.argsort(next_leaves_SC == 0, axis=1, kind="stable")
-            kept_SC = kept_SC[:, : (next_leaves_SC > 0).sum(axis=1).max()]
-            sizes_SC = np.take_along_axis(next_sizes_SC, kept_SC, axis=1)
-            leaves_SC = np.take_along_axis(next_leaves_SC, kept_SC, axis=1)
+            kept_SC = np.argsort(leaves_SC == 0, axis=1, kind="stable")
+            kept_SC = kept_SC[:, : (leaves_SC > 0).sum(axis=1).max()]
             if kept_SC.shape[1] < members_SCM.shape[1]:
+                sizes_SC, leaves_SC = (np.take_along_axis(a, kept_SC, axis=1) for a in (sizes_SC, leaves_SC))
                 members_SCM = jnp.take_along_axis(members_SCM, kept_SC[..., None], axis=1)
             jax.block_until_ready(members_SCM)  # what is shown as done is done
-            progress.update(1)
+            progress.update(len(levels))
 
     members = sharding.everywhere(members_SCM)
     if owned_SM is not None:
@@ -225,6 +218,27 @@ def _halves(sizes_C: np.ndarray, leaves_C: np.ndarray) -> tuple[np.ndarray, np.n
         return np.stack([left_C, all_C - left_C], axis=-1).reshape(*all_C.shape[:-1], -1)
 
     return left_sizes_C, both(left_sizes_C, sizes_C), both(left_leaves_C, leaves_C)
+
+
+def _next_levels(
+    rng: np.random.Generator, sizes_SC: np.ndarray, leaves_SC: np.ndarray, num_slots: int, *, shared: bool
+) -> tuple[list[two_means.Level], tuple[int, ...], np.ndarray, np.ndarray]:
+    """Plans one level, or all that remain where clusters are small enough to be split from inner products.
+
+    While row shards work on clusters together (`shared`) it is one: each is to get its own as soon as may be.
+
+    Returns:
+      The levels, the slots of a half of each, and rows and leaves of the last halves, [S, C].
+    """
+    levels, slots = [], []
+    all_levels = num_slots <= two_means.PRODUCTS_OF and not shared
+    while not levels or (all_levels and leaves_SC.max() > 1):
+        left_sizes_SC, next_sizes_SC, next_leaves_SC = _halves(sizes_SC, leaves_SC)
+        drawn_SCX = _draw_rows(rng, sizes_SC, leaves_SC, num_slots)
+        levels.append(two_means.Level(sizes_SC.astype(np.int32), left_sizes_SC.astype(np.int32), drawn_SCX))
+        slots.append(int(next_sizes_SC.max()))
+        sizes_SC, leaves_SC = next_sizes_SC, next_leaves_SC
+    return levels, tuple(slots), sizes_SC, leaves_SC
 
 
 def _draw_rows(

@@ -1,7 +1,7 @@
 """Balanced 2-means on the devices: every cluster of a level of the hierarchy is split in two at once.
 
 Rows that are split over a mesh stay so. While there are fewer clusters than row shards, all devices work on
-each (`split_level`, partitioned automatically). From there on every shard has a cluster of its own:
+each (`split_levels`, partitioned automatically). From there on every shard has a cluster of its own:
 `own_rows` hands each its rows, one exchange for the whole hierarchy, and `split_own` needs no other shard.
 
 Shape suffixes: N rows, D embedding, C clusters of a level, M slots of a cluster, S row shards
@@ -11,9 +11,12 @@ Shape suffixes: N rows, D embedding, C clusters of a level, M slots of a cluster
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
@@ -28,9 +31,10 @@ ROWS_AT_ONCE = 4_096
 # are not. Not smaller: with samples of 2,048 the clusters of 16 in the end are looser by 8 %.
 ROWS_OF_A_FIT = 65_536
 
-# Of a cluster of up to so many rows all inner products are computed first, and the rounds then read these
-# instead of the rows: one small product a round instead of two over D dimensions.
-PRODUCTS_OF = 96
+# Of a cluster of up to so many rows all inner products are computed, and all further levels read these
+# instead of the rows: one small product a round instead of two over D dimensions, and no row is gathered
+# again.
+PRODUCTS_OF = 160
 
 # Of so few scores each is held against each; of more, a threshold is found bit by bit.
 COMPARED = 64
@@ -48,25 +52,41 @@ def unit_rows(embeddings_ND: Array) -> Array:
     return rows_ND * inverse_N[:, None]
 
 
+class Level(NamedTuple):
+    """What is asked of a level of the hierarchy, by row shard; where all work together there is one.
+
+    Attributes:
+      sizes: rows of each cluster; may be 0. int32 [S, C].
+      left_sizes: rows of each left half.
+      drawn: random places in each cluster, int32 [S, C, X]: two different ones to start from, or where there
+        are more than ROWS_OF_A_FIT slots as many for a sample.
+    """
+
+    sizes: Array | np.ndarray
+    left_sizes: Array | np.ndarray
+    drawn: Array | np.ndarray
+
+    def of_shard(self, shard: int) -> Level:
+        """Returns the level of one row shard, without the first dimension."""
+        return Level(*(array[shard] for array in self))
+
+
 @functools.partial(jax.jit, static_argnames="slots")
-def split_level(
-    unit_ND: Array, members_1CM: Array, sizes_1C: Array, left_sizes_1C: Array, drawn_1CX: Array, slots: int
+def split_levels(
+    unit_ND: Array, members_1CM: Array, levels: Sequence[Level], slots: tuple[int, ...]
 ) -> Array:
-    """Splits every cluster of a level in two.
+    """Splits every cluster in two, and the halves again, once for each of the levels.
 
     Args:
       unit_ND: rows of length 1.
-      members_1CM: row numbers of each cluster, of which the first sizes_1C count.
-      sizes_1C: rows of each cluster; may be 0.
-      left_sizes_1C: rows of each left half.
-      drawn_1CX: random places in each cluster: two different ones to start from, or where there are more than
-        ROWS_OF_A_FIT slots as many for a sample.
-      slots: M of the result.
+      members_1CM: row numbers of each cluster, of which the first `sizes` count.
+      levels: [1, C], then [1, 2C] and so on. One, unless M is at most PRODUCTS_OF.
+      slots: M of each level's result.
 
     Returns:
-      The members of the halves, [1, 2C, slots], left and right in turn; within each, rows keep their order.
+      The members of the last halves, [1, 2C, M], left and right in turn; within each, rows keep their order.
     """
-    halves_CM = _split(unit_ND, members_1CM[0], sizes_1C[0], left_sizes_1C[0], drawn_1CX[0], slots)
+    halves_CM = _split(unit_ND, members_1CM[0], [level.of_shard(0) for level in levels], slots)
     if not jax.sharding.get_abstract_mesh().empty:  # every process reads the result
         halves_CM = jax.lax.with_sharding_constraint(halves_CM, P())
     return halves_CM[None]
@@ -109,61 +129,113 @@ def own_rows(unit_ND: Array, members_SM: Array, mesh: Mesh) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("slots", "mesh"))
 def split_own(
-    unit_ND: Array,
-    members_SCM: Array,
-    sizes_SC: Array,
-    left_sizes_SC: Array,
-    drawn_SCX: Array,
-    slots: int,
-    mesh: Mesh,
+    unit_ND: Array, members_SCM: Array, levels: Sequence[Level], slots: tuple[int, ...], mesh: Mesh
 ) -> Array:
-    """As `split_level` in every row shard at once, for clusters and rows of its own; [S, 2C, slots].
+    """As `split_levels` in every row shard at once, for clusters and rows of its own; [S, 2C, M].
 
     Row numbers count from the shard's first row.
     """
 
-    def own(unit_nD: Array, *level: Array) -> Array:
-        members_CM, sizes_C, left_sizes_C, drawn_CX = (array[0] for array in level)
-        return _split(unit_nD, members_CM, sizes_C, left_sizes_C, drawn_CX, slots)[None]
+    def own(unit_nD: Array, members_1CM: Array, levels: Sequence[Level]) -> Array:
+        return _split(unit_nD, members_1CM[0], [level.of_shard(0) for level in levels], slots)[None]
 
     rows = P(sharding.ROWS)
     return jax.shard_map(own, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(
-        unit_ND, members_SCM, sizes_SC, left_sizes_SC, drawn_SCX
+        unit_ND, members_SCM, levels
     )
 
 
-def _split(
-    unit_ND: Array, members_CM: Array, sizes_C: Array, left_sizes_C: Array, drawn_CX: Array, slots: int
-) -> Array:
+def _split(unit_ND: Array, members_CM: Array, levels: Sequence[Level], slots: Sequence[int]) -> Array:
+    if members_CM.shape[1] <= PRODUCTS_OF:
+        return _split_small(unit_ND, members_CM, levels, slots)
+    (level,), (half_slots,) = levels, slots
+    return _split_large(unit_ND, members_CM, level, half_slots)
+
+
+def _split_small(unit_ND: Array, members_CM: Array, levels: Sequence[Level], slots: Sequence[int]) -> Array:
     num_clusters, num_slots = members_CM.shape
+
+    def split_again(args: tuple[Array, list[Level]]) -> Array:
+        members_M, levels = args
+        rows_MD = unit_ND[members_M]
+        members_cM, products_cMM = members_M[None], (rows_MD @ rows_MD.T)[None]
+        for (sizes_c, left_sizes_c, starts_c2), half_slots in zip(levels, slots, strict=True):
+            left_cM = jax.vmap(_fit_products)(products_cMM, sizes_c, left_sizes_c, starts_c2)
+            places_csM = jax.vmap(functools.partial(_half_places, slots=half_slots))(left_cM, sizes_c)
+            members_cM = jax.vmap(lambda members_M, places_sM: members_M[places_sM])(members_cM, places_csM)
+            members_cM = members_cM.reshape(-1, half_slots)
+            products_cMM = jax.vmap(_products_within)(products_cMM, places_csM)
+            products_cMM = products_cMM.reshape(-1, half_slots, half_slots)
+        return members_cM
+
+    # Of each cluster, the clusters that it has become at each level.
+    own_levels = [
+        Level(*(array_C.reshape(num_clusters, -1, *array_C.shape[1:]) for array_C in level))
+        for level in levels
+    ]
+    halves = jax.lax.map(split_again, (members_CM, own_levels), batch_size=_at_once(num_clusters, num_slots))
+    return halves.reshape(-1, slots[-1])
+
+
+def _at_once(num_clusters: int, num_slots: int) -> int:
+    # A power of two divides most levels' clusters: no remainder, for which all would compile again.
+    return min(num_clusters, 1 << (max(1, ROWS_AT_ONCE // num_slots).bit_length() - 1))
+
+
+def _fit_products(products_MM: Array, size: Array, left_size: Array, starts_2: Array) -> Array:
+    """As `_fit`, from the inner products of all rows."""
+    return _fit(lambda weights_M: products_MM @ weights_M, products_MM.shape[0], size, left_size, starts_2)
+
+
+def _products_within(products_MM: Array, places_sM: Array) -> Array:
+    """The inner products of the rows of each half, [2, slots, slots]."""
+
+    def within(places_m: Array) -> Array:
+        return products_MM[places_m].T[places_m]  # whole rows twice: the products are symmetric
+
+    return jax.vmap(within)(places_sM)
+
+
+def _split_large(unit_ND: Array, members_CM: Array, level: Level, slots: int) -> Array:
+    num_clusters, num_slots = members_CM.shape
+    sizes_C, left_sizes_C, drawn_CX = level
 
     def fit_all(args: tuple[Array, ...]) -> Array:
         members_M, size, left_size, starts_2 = args
-        return _fit(unit_ND[members_M], size, left_size, starts_2)
+        return _fit_rows(unit_ND[members_M], size, left_size, starts_2)
 
     def direction_of_sample(args: tuple[Array, ...]) -> Array:
         members_M, size, left_size, sample_X = args
         rows_XD = unit_ND[members_M[sample_X]]
         drawn = jnp.int32(sample_X.shape[0])
         share = jnp.round(left_size * (drawn / jnp.maximum(size, 1))).astype(jnp.int32)
-        left_X = _fit(rows_XD, drawn, share, jnp.array([0, 1]))
+        left_X = _fit_rows(rows_XD, drawn, share, jnp.array([0, 1]))
         return _unit(jnp.where(left_X, 1.0, 0.0) @ rows_XD) - _unit(jnp.where(left_X, 0.0, 1.0) @ rows_XD)
 
     args = (members_CM, sizes_C, left_sizes_C, drawn_CX)
     if num_slots <= ROWS_OF_A_FIT:
-        # A power of two divides most levels' clusters: no remainder, for which all would compile again.
-        at_once = 1 << (max(1, ROWS_AT_ONCE // num_slots).bit_length() - 1)
-        left_CM = jax.lax.map(fit_all, args, batch_size=min(num_clusters, at_once))
+        left_CM = jax.lax.map(fit_all, args, batch_size=_at_once(num_clusters, num_slots))
     else:
         directions_CD = jax.lax.map(direction_of_sample, args)
         # Few clusters are this large, so that one product with all directions is cheap and gathers no rows.
         scores_NC = unit_ND @ directions_CD.T
         scores_CM = scores_NC[members_CM, jnp.arange(num_clusters)[:, None]]
         left_CM = jax.vmap(highest)(scores_CM, sizes_C, left_sizes_C)
-    return _partition(members_CM, left_CM, sizes_C, left_sizes_C, slots)
+    places_CsM = jax.vmap(functools.partial(_half_places, slots=slots))(left_CM, sizes_C)
+    halves_CM = jnp.take_along_axis(members_CM, places_CsM.reshape(num_clusters, -1), axis=1)
+    return halves_CM.reshape(-1, slots)
 
 
-def _fit(rows_MD: Array, size: Array, left_size: Array, starts_2: Array) -> Array:
+def _fit_rows(rows_MD: Array, size: Array, left_size: Array, starts_2: Array) -> Array:
+    """As `_fit`, from rows of length 1."""
+    return _fit(
+        lambda weights_M: rows_MD @ (weights_M @ rows_MD), rows_MD.shape[0], size, left_size, starts_2
+    )
+
+
+def _fit(
+    products: Callable[[Array], Array], num_slots: int, size: Array, left_size: Array, starts_2: Array
+) -> Array:
     """Balanced 2-means of the first `size` rows, beginning with the two rows `starts_2` as centres.
 
     Each round puts the `left_size` rows that prefer the left centre most into the left half (the best
@@ -172,22 +244,16 @@ def _fit(rows_MD: Array, size: Array, left_size: Array, starts_2: Array) -> Arra
 
     A centre is known by its products with the rows only: those of a sum of rows are sums of inner products.
 
+    Args:
+      products: gives the inner products [M] of every row with the sum of all rows by weights [M].
+      num_slots: M.
+      size, left_size, starts_2: of the cluster.
+
     Returns:
       Which rows are in the left half, bool [M].
     """
-    num_slots = rows_MD.shape[0]
     slots_M = jnp.arange(num_slots)
     real_M = slots_M < size
-    if num_slots <= PRODUCTS_OF:
-        products_MM = rows_MD @ rows_MD.T
-
-        def products(weights_M: Array) -> Array:
-            return products_MM @ weights_M
-    else:
-
-        def products(weights_M: Array) -> Array:
-            return rows_MD @ (weights_M @ rows_MD)
-
     total_M = products(jnp.where(real_M, 1.0, 0.0))
 
     def one_round(done: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -254,13 +320,14 @@ def _nth_highest(values_M: Array, counted_M: Array, n: Array | int, bits: int) -
     return jax.lax.fori_loop(0, bits, set_bit, jnp.uint32(0))
 
 
-def _partition(members_CM: Array, left_CM: Array, sizes_C: Array, left_sizes_C: Array, slots: int) -> Array:
-    """Lays the members of each cluster out as its two halves, [2C, slots], rows keeping their order."""
-    num_clusters, num_slots = members_CM.shape
-    rank_CM = jnp.where(left_CM, 0, 1) + jnp.where(jnp.arange(num_slots) < sizes_C[:, None], 0, 2)
-    _, sorted_CM = jax.lax.sort((rank_CM, members_CM), dimension=1, is_stable=True, num_keys=1)
-    starts_C2 = jnp.stack([jnp.zeros_like(left_sizes_C), left_sizes_C], axis=1)
-    places_C2M = jnp.minimum(starts_C2[:, :, None] + jnp.arange(slots), num_slots - 1)
-    halves_CM = jnp.take_along_axis(sorted_CM, places_C2M.reshape(num_clusters, 2 * slots), axis=1)
-    halves_CM = halves_CM.reshape(2 * num_clusters, slots)
-    return halves_CM
+def _half_places(left_M: Array, size: Array, slots: int) -> Array:
+    """Which slots of a cluster its halves hold, int32 [2, slots], in order; from a half's size on, any.
+
+    Counting finds each row's new place: the sort that a stable partition is takes several times as long.
+    """
+    slots_M = jnp.arange(left_M.shape[0])
+    right_M = ~left_M & (slots_M < size)
+    nowhere = 2 * slots
+    to_M = jnp.where(left_M, jnp.cumsum(left_M) - 1, nowhere)
+    to_M = jnp.where(right_M, slots + jnp.cumsum(right_M) - 1, to_M)
+    return jnp.zeros(2 * slots, slots_M.dtype).at[to_M].set(slots_M, mode="drop").reshape(2, slots)
