@@ -176,7 +176,8 @@ def item_bank(
         split.text_of(fields), tokenizer, config.text.max_tokens, cache, [*key, *fields]
     )
     images = picture_bank(config, split, cache, name) if config.vision.images else None
-    return ItemBank(tokens, template, images, config.vision.images, config.vision.tokens)
+    no_text, _ = tokenizer.encode_batch([""], config.text.max_tokens)
+    return ItemBank(tokens, template, images, config.vision.images, config.vision.tokens, no_text)
 
 
 def picture_bank(config: ConfigDict, split: Split, cache: Path, name: str) -> image_bank.ImageBank:

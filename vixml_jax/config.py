@@ -83,6 +83,9 @@ def base() -> ConfigDict:
     vision.drop_images = (
         0.0  # chance that a training item comes without its pictures: serves items without any
     )
+    vision.drop_text = (
+        0.0  # chance that one with pictures comes without its text: they are then learned from sooner
+    )
     vision.batch_size = 64  # pictures a device call while the image bank is filled
     vision.precomputed = False  # take embeddings that came with the raw files; the tower embeds new pictures
     vision.dtype = "float32"  # of the tower's weights and computation: or "bfloat16", for accelerators
@@ -309,10 +312,11 @@ def validate(config: ConfigDict) -> None:
             f"config.vision.tokens={tokens} with config.vision.{other}",
             fix="several tokens of a picture come from a frozen tower's patches: give tokens=1",
         )
-    if not 0 <= config.vision.drop_images < 1:
-        raise UserError(
-            f"config.vision.drop_images={config.vision.drop_images}", fix="give a share from 0 up to below 1"
-        )
+    for name in ("drop_images", "drop_text"):
+        if not 0 <= config.vision[name] < 1:
+            raise UserError(
+                f"config.vision.{name}={config.vision[name]}", fix="give a share from 0 up to below 1"
+            )
     if not 0 <= config.dataset.holdout < 1:
         raise UserError(
             f"config.dataset.holdout={config.dataset.holdout}", fix="give a share from 0 up to below 1"

@@ -202,6 +202,7 @@ def training_data(run: Run) -> TrainingData:
         positives=config.loss.positives,
         row_length=config.train.row_length,
         drop_images=config.vision.drop_images,
+        drop_text=config.vision.drop_text,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 
 import fresh
@@ -144,9 +145,9 @@ class Spy:
     def __init__(self, bank: ItemBank):
         self._bank, self.read = bank, []
 
-    def take(self, rows, keep_images):
+    def take(self, rows, *kept):
         self.read.extend(rows.tolist())
-        return self._bank.take(rows, keep_images)
+        return self._bank.take(rows, *kept)
 
     def __getattr__(self, name):
         return getattr(self._bank, name)
@@ -292,3 +293,30 @@ def test_pictures_are_dropped_item_by_item_and_nothing_else():
     kept, had = np.stack(kept), np.stack(had)
     for side in (slice(0, BATCH), slice(BATCH, None)):
         assert 0 < kept[:, side].sum() < had[:, side].sum()
+
+
+@pytest.mark.parametrize("no_text", [[], [7, 8]], ids=["nothing", "special tokens"])
+def test_text_is_dropped_where_pictures_stay_and_nothing_else(no_text):
+    whole = _data()
+    queries = dataclasses.replace(whole.queries, no_text=np.array(no_text, np.int32))
+    labels = dataclasses.replace(whole.labels, no_text=np.array(no_text, np.int32))
+    data = dataclasses.replace(whole, queries=queries, labels=labels, drop_images=0.3, drop_text=0.5)
+    source = EpochSource(data, _order(), BATCH, seed=SEED, epoch=0)
+    seen = collections.Counter()
+    for index in range(len(source)):
+        batch = source[index]
+        _assert_equal(batch.label_ids, _source()[index].label_ids)  # the same positives are drawn
+        _assert_equal(batch, source[index])
+        shown = _has_picture(batch)
+        tokens = jax.tree.map(np.asarray, batch.tokens)
+        for number in range(2 * BATCH):
+            is_query = number < BATCH
+            bank, row = (
+                (queries, batch.query_rows[number]) if is_query else (labels, batch.label_ids[number - BATCH])
+            )
+            text = tokens.token_ids[(tokens.item_index == number) & (tokens.image_index < 0)].tolist()
+            kept = text == bank.tokens[row].tolist()
+            assert kept or (text == no_text and shown[number])
+            seen[is_query, bool(shown[number]), kept] += 1
+    for is_query in (True, False):
+        assert min(seen[is_query, True, True], seen[is_query, True, False], seen[is_query, False, True])

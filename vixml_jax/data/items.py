@@ -21,6 +21,7 @@ class ItemBank:
       images: embeddings of the pictures, or None for text only.
       max_images: pictures used of an item.
       image_tokens: slots that a picture takes; a row of `images` is so many embeddings one after the other.
+      no_text: int32 token ids of an empty text: an encoder's special tokens, or nothing.
     """
 
     tokens: Ragged
@@ -28,6 +29,7 @@ class ItemBank:
     images: ImageBank | None = None
     max_images: int = 0
     image_tokens: int = 1
+    no_text: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -36,14 +38,21 @@ class ItemBank:
         """Returns the same items without their pictures."""
         return dataclasses.replace(self, images=None)
 
-    def take(self, rows: np.ndarray, keep_images: np.ndarray | None = None) -> packing.Sequences:
+    def take(
+        self, rows: np.ndarray, keep_images: np.ndarray | None = None, keep_text: np.ndarray | None = None
+    ) -> packing.Sequences:
         """Assembles the sequences of `rows`.
 
         Args:
           rows: int [n].
           keep_images: bool [n]; which items come with their pictures. None: all.
+          keep_text: bool [n]; which items come with their text, and not as if it were empty. None: all.
         """
         values, lengths = self.tokens.take(rows)
+        if keep_text is not None and not keep_text.all():
+            texts = np.split(values, np.cumsum(lengths)[:-1])
+            texts = [text if kept else self.no_text for text, kept in zip(texts, keep_text, strict=True)]
+            values, lengths = np.concatenate(texts), np.array([len(text) for text in texts], np.int64)
         if self.images is None:
             return packing.assemble(values, lengths, self.template)
         features, present = self.images.take(rows, self.max_images)
@@ -60,9 +69,11 @@ class ItemBank:
         counts = self.image_counts()
         overhead, with_images = (self.template.overhead(with_images=there) for there in (False, True))
         lengths = counts + np.where(counts > 0, with_images, overhead)
-        if self.template.has_text:
-            lengths += self.tokens.lengths()
-        return lengths
+        return lengths + self.text_lengths()
+
+    def text_lengths(self) -> np.ndarray:
+        """Returns how many slots of every item are its text's, int64 [N]."""
+        return self.tokens.lengths() if self.template.has_text else np.zeros(len(self), np.int64)
 
     def image_counts(self) -> np.ndarray:
         """Returns how many image embeddings, that is slots, the pictures of every item are, int64 [N]."""

@@ -45,6 +45,7 @@ class TrainingData:
       positives: "inverse_propensity" or "uniform".
       row_length: slots of a packed row.
       drop_images: chance that an item of a batch comes without its pictures, query and label slots each.
+      drop_text: chance that an item of a batch that has its pictures comes without its text.
     """
 
     queries: ItemBank
@@ -54,6 +55,7 @@ class TrainingData:
     positives: str
     row_length: int
     drop_images: float = 0.0
+    drop_text: float = 0.0
 
 
 class EpochSource:
@@ -112,9 +114,13 @@ class EpochSource:
         positives = label_matrix.sample_positives(data.targets, rows, data.positives, data.propensities, rng)
         # A query without positives has an empty slot: no 1 in its column.
         label_ids = np.maximum(positives, 0)
-        keep_2B = rng.random((2, size)) >= data.drop_images if data.drop_images else np.ones((2, size), bool)
-        query_slots, query_images = self._query_sizes.of(rows, keep_2B[0])
-        label_slots, label_images = self._label_sizes.of(label_ids, keep_2B[1])
+        keep_images_2B = _kept(rng, (2, size), data.drop_images)
+        # Who has lost the pictures, or has none, needs the text.
+        keep_text_2B = _kept(rng, (2, size), data.drop_text) | ~keep_images_2B
+        keep_text_2B[0] |= self._query_sizes.images[rows] == 0
+        keep_text_2B[1] |= self._label_sizes.images[label_ids] == 0
+        query_slots, query_images = self._query_sizes.of(rows, keep_images_2B[0], keep_text_2B[0])
+        label_slots, label_images = self._label_sizes.of(label_ids, keep_images_2B[1], keep_text_2B[1])
         plan = packing.plan_rows(
             np.concatenate([query_slots, label_slots]),
             np.concatenate([query_images, label_images]),
@@ -124,8 +130,8 @@ class EpochSource:
         items = np.flatnonzero(np.isin(plan.blocks(), self._held))
         queries, labels = items[items < size], items[items >= size] - size
         sequences = packing.concatenate(
-            data.queries.take(rows[queries], keep_2B[0, queries]),
-            data.labels.take(label_ids[labels], keep_2B[1, labels]),
+            data.queries.take(rows[queries], keep_images_2B[0, queries], keep_text_2B[0, queries]),
+            data.labels.take(label_ids[labels], keep_images_2B[1, labels], keep_text_2B[1, labels]),
         )
         own = np.arange(size).reshape(plan.shards, -1)[list(self._held)].ravel()
         return Batch(
@@ -143,11 +149,21 @@ class Sizes:
     def __init__(self, bank: ItemBank):
         self.slots, self.images = bank.slots(), bank.image_counts()
         self._bare = bank.text_only().slots()
+        self._text = bank.text_lengths()
+        self._no_text = len(bank.no_text) if bank.template.has_text else 0
 
-    def of(self, rows: np.ndarray, keep_images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns slots and images of `rows` (int [n]), whose pictures may be left out; int64 [n] each."""
+    def of(
+        self, rows: np.ndarray, keep_images: np.ndarray, keep_text: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns slots and images of `rows` (int [n]), int64 [n] each; pictures or text may be left out."""
         slots = np.where(keep_images, self.slots[rows], self._bare[rows])
+        slots = np.where(keep_text, slots, slots - self._text[rows] + self._no_text)
         return slots, np.where(keep_images, self.images[rows], 0)
+
+
+def _kept(rng: np.random.Generator, shape: tuple[int, ...], dropped: float) -> np.ndarray:
+    """Draws who keeps what is left out with a chance of `dropped`, bool; draws nothing where that is 0."""
+    return rng.random(shape) >= dropped if dropped else np.ones(shape, bool)
 
 
 def num_batches(num_queries: int, batch_size: int) -> int:
