@@ -228,7 +228,7 @@ def _next_levels(
     While row shards work on clusters together (`shared`) it is one: each is to get its own as soon as may be.
 
     Returns:
-      The levels, the slots of a half of each, and rows and leaves of the last halves, [S, C].
+      The levels, the slots of a half of each, and rows and leaves of the last halves, by row shard.
     """
     levels, slots = [], []
     all_levels = num_slots <= two_means.PRODUCTS_OF and not shared

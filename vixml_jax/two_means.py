@@ -4,8 +4,8 @@ Rows that are split over a mesh stay so. While there are fewer clusters than row
 each (`split_levels`, partitioned automatically). From there on every shard has a cluster of its own:
 `own_rows` hands each its rows, one exchange for the whole hierarchy, and `split_own` needs no other shard.
 
-Shape suffixes: N rows, D embedding, C clusters of a level, M slots of a cluster, S row shards
-(docs/notation.md).
+Shape suffixes: N rows, D embedding, C clusters of a level (c: those of one group), M slots of a cluster, s
+its two halves, X rows drawn from it, S row shards (docs/notation.md).
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def split_levels(
       slots: M of each level's result.
 
     Returns:
-      The members of the last halves, [1, 2C, M], left and right in turn; within each, rows keep their order.
+      The members of the last halves, [1, C', M], C' = 2C for one level, 4C for two; left and right in turn,
+      and within each, rows keep their order.
     """
     halves_CM = _split(unit_ND, members_1CM[0], [level.of_shard(0) for level in levels], slots)
     if not jax.sharding.get_abstract_mesh().empty:  # every process reads the result
@@ -131,7 +132,7 @@ def own_rows(unit_ND: Array, members_SM: Array, mesh: Mesh) -> Array:
 def split_own(
     unit_ND: Array, members_SCM: Array, levels: Sequence[Level], slots: tuple[int, ...], mesh: Mesh
 ) -> Array:
-    """As `split_levels` in every row shard at once, for clusters and rows of its own; [S, 2C, M].
+    """As `split_levels` in every row shard at once, for clusters and rows of its own; [S, C', M].
 
     Row numbers count from the shard's first row.
     """
@@ -153,6 +154,7 @@ def _split(unit_ND: Array, members_CM: Array, levels: Sequence[Level], slots: Se
 
 
 def _split_small(unit_ND: Array, members_CM: Array, levels: Sequence[Level], slots: Sequence[int]) -> Array:
+    """Splits clusters at all levels from the inner products of their rows."""
     num_clusters, num_slots = members_CM.shape
 
     def split_again(args: tuple[Array, list[Level]]) -> Array:
@@ -178,6 +180,7 @@ def _split_small(unit_ND: Array, members_CM: Array, levels: Sequence[Level], slo
 
 
 def _at_once(num_clusters: int, num_slots: int) -> int:
+    """How many clusters are gathered together."""
     # A power of two divides most levels' clusters: no remainder, for which all would compile again.
     return min(num_clusters, 1 << (max(1, ROWS_AT_ONCE // num_slots).bit_length() - 1))
 
@@ -197,6 +200,7 @@ def _products_within(products_MM: Array, places_sM: Array) -> Array:
 
 
 def _split_large(unit_ND: Array, members_CM: Array, level: Level, slots: int) -> Array:
+    """Splits clusters in two from their rows, or from a sample of them."""
     num_clusters, num_slots = members_CM.shape
     sizes_C, left_sizes_C, drawn_CX = level
 
@@ -265,8 +269,9 @@ def _fit(
         # The squared length of a sum of rows is the sum of their products with it.
         left_norm = _root(jnp.sum(jnp.where(left_M, with_left_M, 0)))
         right_norm = _root(jnp.sum(jnp.where(left_M | ~real_M, 0, with_right_M)))
-        prefers_M = with_left_M / jnp.maximum(left_norm, 1e-12) - with_right_M / jnp.maximum(
-            right_norm, 1e-12
+        # Of equal rows all may be on the left: what is left of the right is rounding, and no direction.
+        prefers_M = with_left_M / jnp.maximum(left_norm, 1e-12) - jnp.where(
+            right_norm > 0, with_right_M / jnp.maximum(right_norm, 1e-12), 0
         )
         now_M = _unit(jnp.where(real_M, prefers_M, 0))
         return jnp.where(done == 0, now_M, 2 * now_M - before_M), now_M
@@ -329,7 +334,7 @@ def _nth_highest(values_M: Array, counted_M: Array, n: Array | int, bits: int) -
 
 
 def _half_places(left_M: Array, size: Array, slots: int) -> Array:
-    """Which slots of a cluster its halves hold, int32 [2, slots], in order; from a half's size on, any.
+    """Which slots of a cluster its halves hold, int32 [2, slots], in order; from a half's size on, slot 0.
 
     Counting finds each row's new place: the sort that a stable partition is takes several times as long.
     """
