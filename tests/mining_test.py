@@ -132,11 +132,27 @@ def test_the_key_decides():
     assert (first != mining.balanced_clusters(x, 16, jax.random.key(2))).any()
 
 
+@pytest.fixture
+def set_constants(monkeypatch):
+    """Sets constants of two_means for a test; they are read while tracing."""
+
+    def forget_programs():
+        for function in (two_means.split_levels, two_means.split_own):
+            function.clear_cache()
+
+    def set_all(**values):
+        for name, value in values.items():
+            monkeypatch.setattr(two_means, name, value)
+        forget_programs()
+
+    yield set_all
+    forget_programs()
+
+
 @pytest.mark.parametrize("products_of", [0, 160])
 @pytest.mark.parametrize("kind", ["zero", "equal", "some zero", "few different", "not a number"])
-def test_degenerate_rows(monkeypatch, kind, products_of):
-    monkeypatch.setattr(two_means, "PRODUCTS_OF", products_of)
-    two_means.split_levels.clear_cache()  # the constant is read while tracing
+def test_degenerate_rows(set_constants, kind, products_of):
+    set_constants(PRODUCTS_OF=products_of)
     rng = np.random.default_rng(0)
     x = lumps(rng, 130, dim=8)
     if kind == "zero":
@@ -150,7 +166,6 @@ def test_degenerate_rows(monkeypatch, kind, products_of):
     else:
         x[17] = np.nan
     counts = np.bincount(mining.balanced_clusters(x, 16, jax.random.key(0)), minlength=16)
-    two_means.split_levels.clear_cache()
     assert len(counts) == 16
     assert set(counts) <= {8, 9}
 
@@ -176,28 +191,23 @@ def test_the_highest_scores(seed, slots):
     [(256, 64, 1.3), (4096, 4096, 1.15), (4096, 100, 1.15)],
     ids=["sampled", "together", "in pieces"],
 )
-def test_how_the_work_is_cut_hardly_matters(monkeypatch, sample, at_once, slack):
-    monkeypatch.setattr(two_means, "ROWS_OF_A_FIT", sample)
-    monkeypatch.setattr(two_means, "ROWS_AT_ONCE", at_once)
-    two_means.split_levels.clear_cache()  # the constants are read while tracing
+def test_how_the_work_is_cut_hardly_matters(set_constants, sample, at_once, slack):
+    set_constants(ROWS_OF_A_FIT=sample, ROWS_AT_ONCE=at_once)
     rng = np.random.default_rng(3)
     x = lumps(rng, 900, dim=12)
     ids = mining.balanced_clusters(x, 64, jax.random.key(0))
-    two_means.split_levels.clear_cache()
     counts = np.bincount(ids, minlength=16)
     assert set(counts) == {56, 57}
     assert mining.inertia(x, ids) < slack * mining.inertia(x, slow_clusters(x, 4, rng))
 
 
 @pytest.mark.parametrize("num_clusters", [5, 32, 61])
-def test_inner_products_give_the_clusters_that_rows_give(monkeypatch, num_clusters):
+def test_inner_products_give_the_clusters_that_rows_give(set_constants, num_clusters):
     x = lumps(np.random.default_rng(4), 500)
     found = []
     for products_of in (0, 70, 500):  # at no level, the lower ones, all
-        monkeypatch.setattr(two_means, "PRODUCTS_OF", products_of)
-        two_means.split_levels.clear_cache()  # the constants are read while tracing
+        set_constants(PRODUCTS_OF=products_of)
         found.append(mining.balanced_clusters_into(x, num_clusters, jax.random.key(0)))
-    two_means.split_levels.clear_cache()
     for ids in found[1:]:
         assert (ids == found[0]).mean() > 0.98  # what is at home in two clusters may change
 
@@ -227,17 +237,12 @@ def test_rows_split_over_a_mesh(num_clusters, sizes):
 
 
 @pytest.mark.slow
-def test_samples_split_over_a_mesh(monkeypatch):
-    monkeypatch.setattr(two_means, "ROWS_OF_A_FIT", 64)
-    monkeypatch.setattr(two_means, "PRODUCTS_OF", 0)
-    for function in (two_means.split_levels, two_means.split_own):
-        function.clear_cache()  # the constants are read while tracing
+def test_samples_split_over_a_mesh(set_constants):
+    set_constants(ROWS_OF_A_FIT=64, PRODUCTS_OF=0)
     x = lumps(np.random.default_rng(5), 1024)
     expected = mining.balanced_clusters(x, 32, jax.random.key(0))
     with sharding.use(sharding.make_mesh(8)) as mesh:
         ids = mining.balanced_clusters(row_table(x, mesh), 32, jax.random.key(0))
-    for function in (two_means.split_levels, two_means.split_own):
-        function.clear_cache()
     assert (ids == expected).mean() > 0.98
 
 

@@ -66,10 +66,6 @@ class Level(NamedTuple, Generic[AnyArray]):
     left_sizes: AnyArray
     drawn: AnyArray
 
-    def of_shard(self, shard: int) -> Level[AnyArray]:
-        """Returns the level of one row shard, without the first dimension."""
-        return Level(*(array[shard] for array in self))
-
 
 @functools.partial(jax.jit, static_argnames="slots")
 def split_levels(
@@ -87,7 +83,7 @@ def split_levels(
       The members of the last halves, [1, C', M], C' = 2C for one level, 4C for two; left and right in turn,
       and within each, rows keep their order.
     """
-    halves_CM = _split(unit_ND, members_1CM[0], [level.of_shard(0) for level in levels], slots)
+    halves_CM = _split(unit_ND, members_1CM[0], jax.tree.map(lambda array_1C: array_1C[0], levels), slots)
     if not jax.sharding.get_abstract_mesh().empty:  # every process reads the result
         halves_CM = jax.lax.with_sharding_constraint(halves_CM, P())
     return halves_CM[None]
@@ -138,7 +134,9 @@ def split_own(
     """
 
     def own(unit_nD: Array, members_1CM: Array, levels: Sequence[Level[Array]]) -> Array:
-        return _split(unit_nD, members_1CM[0], [level.of_shard(0) for level in levels], slots)[None]
+        return _split(unit_nD, members_1CM[0], jax.tree.map(lambda array_1C: array_1C[0], levels), slots)[
+            None
+        ]
 
     rows = P(sharding.ROWS)
     return jax.shard_map(own, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(
@@ -163,18 +161,13 @@ def _split_small(unit_ND: Array, members_CM: Array, levels: Sequence[Level], slo
         members_cM, products_cMM = members_M[None], (rows_MD @ rows_MD.T)[None]
         for (sizes_c, left_sizes_c, starts_c2), half_slots in zip(levels, slots, strict=True):
             left_cM = jax.vmap(_fit_products)(products_cMM, sizes_c, left_sizes_c, starts_c2)
-            places_csM = jax.vmap(functools.partial(_half_places, slots=half_slots))(left_cM, sizes_c)
-            members_cM = jax.vmap(lambda members_M, places_sM: members_M[places_sM])(members_cM, places_csM)
-            members_cM = members_cM.reshape(-1, half_slots)
+            members_cM, places_csM = _lay_out(members_cM, left_cM, sizes_c, half_slots)
             products_cMM = jax.vmap(_products_within)(products_cMM, places_csM)
             products_cMM = products_cMM.reshape(-1, half_slots, half_slots)
         return members_cM
 
     # Of each cluster, the clusters that it has become at each level.
-    own_levels = [
-        Level(*(array_C.reshape(num_clusters, -1, *array_C.shape[1:]) for array_C in level))
-        for level in levels
-    ]
+    own_levels = jax.tree.map(lambda array_C: array_C.reshape(num_clusters, -1, *array_C.shape[1:]), levels)
     halves = jax.lax.map(split_again, (members_CM, own_levels), batch_size=_at_once(num_clusters, num_slots))
     return halves.reshape(-1, slots[-1])
 
@@ -225,9 +218,7 @@ def _split_large(unit_ND: Array, members_CM: Array, level: Level, slots: int) ->
         scores_NC = unit_ND @ directions_CD.T
         scores_CM = scores_NC[members_CM, jnp.arange(num_clusters)[:, None]]
         left_CM = jax.vmap(highest)(scores_CM, sizes_C, left_sizes_C)
-    places_CsM = jax.vmap(functools.partial(_half_places, slots=slots))(left_CM, sizes_C)
-    halves_CM = jnp.take_along_axis(members_CM, places_CsM.reshape(num_clusters, -1), axis=1)
-    return halves_CM.reshape(-1, slots)
+    return _lay_out(members_CM, left_CM, sizes_C, slots)[0]
 
 
 def _fit_rows(rows_MD: Array, size: Array, left_size: Array, starts_2: Array) -> Array:
@@ -331,6 +322,13 @@ def _nth_highest(values_M: Array, counted_M: Array, n: Array | int, bits: int) -
 
     # The largest number that at least n values reach.
     return jax.lax.fori_loop(0, bits, set_bit, jnp.uint32(0))
+
+
+def _lay_out(members_CM: Array, left_CM: Array, sizes_C: Array, slots: int) -> tuple[Array, Array]:
+    """Lays each cluster out as its two halves, [2C, slots]; also which slots these were, [C, 2, slots]."""
+    places_CsM = jax.vmap(functools.partial(_half_places, slots=slots))(left_CM, sizes_C)
+    halves_CM = jnp.take_along_axis(members_CM, places_CsM.reshape(len(members_CM), -1), axis=1)
+    return halves_CM.reshape(-1, slots), places_CsM
 
 
 def _half_places(left_M: Array, size: Array, slots: int) -> Array:

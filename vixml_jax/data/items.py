@@ -50,9 +50,9 @@ class ItemBank:
         """
         values, lengths = self.tokens.take(rows)
         if keep_text is not None and not keep_text.all():
-            texts = np.split(values, np.cumsum(lengths)[:-1])
-            texts = [text if kept else self.no_text for text, kept in zip(texts, keep_text, strict=True)]
-            values, lengths = np.concatenate(texts), np.array([len(text) for text in texts], np.int64)
+            offsets = np.concatenate([[0], np.cumsum([*lengths, len(self.no_text)])])
+            texts = Ragged(np.concatenate([values, self.no_text]), offsets)  # the empty one is the last
+            values, lengths = texts.take(np.where(keep_text, np.arange(len(rows)), len(rows)))
         if self.images is None:
             return packing.assemble(values, lengths, self.template)
         features, present = self.images.take(rows, self.max_images)

@@ -115,15 +115,15 @@ class EpochSource:
         # A query without positives has an empty slot: no 1 in its column.
         label_ids = np.maximum(positives, 0)
         keep_images_2B = _kept(rng, (2, size), data.drop_images)
+        counts = self._query_sizes.images[rows], self._label_sizes.images[label_ids]
+        images_2B = np.where(keep_images_2B, np.stack(counts), 0)
         # Who has lost the pictures, or has none, needs the text.
-        keep_text_2B = _kept(rng, (2, size), data.drop_text) | ~keep_images_2B
-        keep_text_2B[0] |= self._query_sizes.images[rows] == 0
-        keep_text_2B[1] |= self._label_sizes.images[label_ids] == 0
-        query_slots, query_images = self._query_sizes.of(rows, keep_images_2B[0], keep_text_2B[0])
-        label_slots, label_images = self._label_sizes.of(label_ids, keep_images_2B[1], keep_text_2B[1])
+        keep_text_2B = _kept(rng, (2, size), data.drop_text) | (images_2B == 0)
+        query_slots = self._query_sizes.slots_of(rows, keep_images_2B[0], keep_text_2B[0])
+        label_slots = self._label_sizes.slots_of(label_ids, keep_images_2B[1], keep_text_2B[1])
         plan = packing.plan_rows(
             np.concatenate([query_slots, label_slots]),
-            np.concatenate([query_images, label_images]),
+            images_2B.ravel(),
             data.row_length,
             **self._plan_options,
         )
@@ -147,18 +147,15 @@ class Sizes:
     """How many slots and images the items of a bank take, known without reading any of them."""
 
     def __init__(self, bank: ItemBank):
-        self.slots, self.images = bank.slots(), bank.image_counts()
+        self.images, self._slots = bank.image_counts(), bank.slots()
         self._bare = bank.text_only().slots()
-        self._text = bank.text_lengths()
-        self._no_text = len(bank.no_text) if bank.template.has_text else 0
+        # What an item is shorter by without its text.
+        self._saved = bank.text_lengths() - (len(bank.no_text) if bank.template.has_text else 0)
 
-    def of(
-        self, rows: np.ndarray, keep_images: np.ndarray, keep_text: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns slots and images of `rows` (int [n]), int64 [n] each; pictures or text may be left out."""
-        slots = np.where(keep_images, self.slots[rows], self._bare[rows])
-        slots = np.where(keep_text, slots, slots - self._text[rows] + self._no_text)
-        return slots, np.where(keep_images, self.images[rows], 0)
+    def slots_of(self, rows: np.ndarray, keep_images: np.ndarray, keep_text: np.ndarray) -> np.ndarray:
+        """Returns the slots of `rows` (int [n]), int64 [n], some without their pictures or their text."""
+        slots = np.where(keep_images, self._slots[rows], self._bare[rows])
+        return slots - np.where(keep_text, 0, self._saved[rows])
 
 
 def _kept(rng: np.random.Generator, shape: tuple[int, ...], dropped: float) -> np.ndarray:
