@@ -69,3 +69,21 @@ def test_a_smoke_test_of_no_epochs_stays_one():
     module = module_of(FOLDER / "lf_amazontitles_131k.py")
     assert module.get_config("epochs=0,smoke").train.epochs == 0
     assert module.get_config("smoke").train.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("augment", 0.2, r"augment=0\.2 with config\.vision\.train='none'; a frozen tower"),
+        *((name, 1.0, rf"{name}=1\.0; give a share") for name in ("augment", "drop_images", "drop_text")),
+        *((name, -0.5, rf"{name}=-0\.5; give a share") for name in ("augment", "drop_images", "drop_text")),
+    ],
+)
+def test_a_share_is_one_and_is_of_use(name, value, message):
+    config = module_of(FOLDER / "picto_tags.py").get_config("images=3")
+    config.vision.train = "none" if value == 0.2 else "full"
+    config.vision[name] = value
+    with pytest.raises(UserError, match=message):
+        config_lib.validate(config)
+    config.vision.train, config.vision[name] = "full", 0.2
+    config_lib.validate(config)

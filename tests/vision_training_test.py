@@ -34,6 +34,7 @@ def config_of(dataset, kind):
     config.text.query_prompt, config.prototype.kind, config.loss.name = "{images}", "none", "sigmoid"
     config.text.layers = 1
     config.optimizer.vision_lr = 3e-3
+    config.vision.augment = 0.2 if kind != "none" else 0.0
     config.train.epochs = 3
     return config
 

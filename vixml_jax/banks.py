@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from vixml_jax import config as config_lib
 from vixml_jax import files, sharding
 from vixml_jax.data import image_bank, prompt, token_bank
+from vixml_jax.data.augmentation import Augmentation
 from vixml_jax.data.dataset import Split, XmcDataset
 from vixml_jax.data.items import ItemBank
 from vixml_jax.data.packing import Template
@@ -225,6 +226,16 @@ def pictures_in_memory(
     # A service asks for one picture at a time: a power of two of them makes few shapes.
     size = min(sharding.power_of_two(count), tower.batch_size)
     return image_bank.build(used, dataclasses.replace(tower, batch_size=size))
+
+
+def augmentation(config: ConfigDict) -> Augmentation | None:
+    """Returns how pictures are changed while the vision tower trains, or None where they are not."""
+    vision = config.vision
+    if not (vision.augment and vision.images):
+        return None
+    preprocessing = hub.vision_config(vision.checkpoint).preprocessing
+    mean, std = (np.asarray(preprocessing[name]) for name in ("mean", "std"))
+    return Augmentation(vision.augment, preprocessing["size"], tuple((1 - mean) / std))
 
 
 def vision_tower(config: ConfigDict) -> image_bank.FrozenTower:

@@ -86,6 +86,9 @@ def base() -> ConfigDict:
     vision.drop_text = (
         0.0  # chance that one with pictures comes without its text: they are then learned from sooner
     )
+    vision.augment = (
+        0.0  # how far pictures are stretched and moved at random while the tower trains, as a share of them
+    )
     vision.batch_size = 64  # pictures a device call while the image bank is filled
     vision.precomputed = False  # take embeddings that came with the raw files; the tower embeds new pictures
     vision.dtype = "float32"  # of the tower's weights and computation: or "bfloat16", for accelerators
@@ -312,7 +315,12 @@ def validate(config: ConfigDict) -> None:
             f"config.vision.tokens={tokens} with config.vision.{other}",
             fix="several tokens of a picture come from a frozen tower's patches: give tokens=1",
         )
-    for name in ("drop_images", "drop_text"):
+    if config.vision.augment and config.vision.train == "none":
+        raise UserError(
+            f"config.vision.augment={config.vision.augment} with config.vision.train='none'",
+            fix="a frozen tower embeds every picture once: train it (lora, full), or give augment=0",
+        )
+    for name in ("augment", "drop_images", "drop_text"):
         if not 0 <= config.vision[name] < 1:
             raise UserError(
                 f"config.vision.{name}={config.vision[name]}", fix="give a share from 0 up to below 1"

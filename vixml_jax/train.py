@@ -29,6 +29,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from vixml_jax import (
+    banks,
     centroids,
     classifier_stage,
     distributed,
@@ -203,6 +204,7 @@ def training_data(run: Run) -> TrainingData:
         row_length=config.train.row_length,
         drop_images=config.vision.drop_images,
         drop_text=config.vision.drop_text,
+        augmentation=banks.augmentation(config),
     )
 
 

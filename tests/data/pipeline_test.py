@@ -14,6 +14,7 @@ import scipy.sparse
 
 from vixml_jax import sharding
 from vixml_jax.data import pipeline
+from vixml_jax.data.augmentation import Augmentation
 from vixml_jax.data.image_bank import ImageBank, dense_slots
 from vixml_jax.data.items import ItemBank
 from vixml_jax.data.packing import Template
@@ -26,22 +27,24 @@ UNLABELLED = (5, 20)
 TOKENS = ("token_ids", "segment_ids", "positions", "item_index", "image_index", "images")
 
 
-def _bank(rng: np.random.Generator, count: int) -> ItemBank:
+def _bank(rng: np.random.Generator, count: int, image_dim: int) -> ItemBank:
     tokens = [rng.integers(1, 99, rng.integers(1, 9)) for _ in range(count)]
     pictures = rng.integers(0, 3, count)
-    rows = rng.normal(size=(pictures.sum(), IMAGE_DIM)).astype(ml_dtypes.bfloat16)
+    rows = rng.normal(size=(pictures.sum(), image_dim)).astype(ml_dtypes.bfloat16)
     images = ImageBank(rows, dense_slots(np.arange(len(rows)), pictures))
     return ItemBank(Ragged.from_rows(tokens, np.int32), Template(), images, max_images=2)
 
 
-def _data(seed: int = SEED, positives: str = "inverse_propensity") -> TrainingData:
+def _data(
+    seed: int = SEED, positives: str = "inverse_propensity", image_dim: int = IMAGE_DIM
+) -> TrainingData:
     rng = np.random.default_rng(seed)
     dense = (rng.random((NUM_QUERIES, NUM_LABELS)) < 0.2).astype(np.float32)
     dense[np.arange(NUM_QUERIES), rng.integers(0, NUM_LABELS, NUM_QUERIES)] = 1
     dense[list(UNLABELLED)] = 0
     return TrainingData(
-        queries=_bank(rng, NUM_QUERIES),
-        labels=_bank(rng, NUM_LABELS),
+        queries=_bank(rng, NUM_QUERIES, image_dim),
+        labels=_bank(rng, NUM_LABELS, image_dim),
         targets=scipy.sparse.csr_matrix(dense),
         propensities=rng.uniform(1, 9, NUM_LABELS),
         positives=positives,
@@ -249,7 +252,7 @@ def test_no_batches_are_left_after_the_last(single_mesh):
 
 
 def test_encoding_batches_cover_the_rows(single_mesh):
-    bank = _bank(np.random.default_rng(SEED), 11)
+    bank = _bank(np.random.default_rng(SEED), 11, IMAGE_DIM)
     rows = np.array([9, 1, 4, 0, 10, 2, 3])
     chosen = []
     for part, tokens in pipeline.encoding_batches(bank, rows, 4, ROW_LENGTH, single_mesh):
@@ -320,3 +323,30 @@ def test_text_is_dropped_where_pictures_stay_and_nothing_else(no_text):
             seen[is_query, bool(shown[number]), kept] += 1
     for is_query in (True, False):
         assert min(seen[is_query, True, True], seen[is_query, True, False], seen[is_query, False, True])
+
+
+def test_augmentation_changes_pictures_and_nothing_else():
+    augmentation = Augmentation(0.5, size=2, white=(1.0, 1.0, 1.0))
+    whole = _data(image_dim=12)
+    data = dataclasses.replace(whole, augmentation=augmentation)
+    plain, augmented, on_four = (
+        EpochSource(data, _order(), BATCH, seed=SEED, epoch=0, shards=shards)
+        for data, shards in ((whole, 1), (data, 1), (data, 4))
+    )
+    for index in range(len(plain)):
+        batch, changed = plain[index], augmented[index]
+        _assert_equal(changed, augmented[index])
+        before, after = _pictures_of(batch), _pictures_of(changed)
+        assert not any(np.array_equal(*pair) for pair in zip(before, after, strict=True))
+        tokens = dataclasses.replace(changed.tokens, images=batch.tokens.images)
+        _assert_equal(dataclasses.replace(changed, tokens=tokens), batch)
+        # However the batch is split, a picture is changed alike.
+        _assert_equal(_pictures_of(on_four[index]), after)
+
+
+def _pictures_of(batch) -> list[np.ndarray]:
+    """The pictures of a batch, item after item."""
+    tokens = jax.tree.map(np.asarray, batch.tokens)
+    shown = tokens.image_index >= 0
+    order = np.lexsort((tokens.positions[shown], tokens.item_index[shown]))
+    return [tokens.images[row] for row in tokens.image_index[shown][order]]

@@ -7,7 +7,7 @@ it starts Grain at the batch where it stopped.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import grain
@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 
 from vixml_jax import sharding
 from vixml_jax.data import label_matrix, packing
-from vixml_jax.data.items import ItemBank
+from vixml_jax.data.augmentation import Augmentation
+from vixml_jax.data.items import Changed, ItemBank
 from vixml_jax.types import Batch, PackedTokens
 
 # Row and image counts are rounded up, so that the step compiles for few shapes: in steps of this share of a
@@ -46,6 +47,7 @@ class TrainingData:
       row_length: slots of a packed row.
       drop_images: chance that an item of a batch comes without its pictures, query and label slots each.
       drop_text: chance that an item of a batch that has its pictures comes without its text.
+      augmentation: how pictures are changed at random, where the banks hold pixels; None: not at all.
     """
 
     queries: ItemBank
@@ -56,6 +58,7 @@ class TrainingData:
     row_length: int
     drop_images: float = 0.0
     drop_text: float = 0.0
+    augmentation: Augmentation | None = None
 
 
 class EpochSource:
@@ -127,11 +130,16 @@ class EpochSource:
             data.row_length,
             **self._plan_options,
         )
+        changed = self._changes_of(rng)
         items = np.flatnonzero(np.isin(plan.blocks(), self._held))
         queries, labels = items[items < size], items[items >= size] - size
         sequences = packing.concatenate(
-            data.queries.take(rows[queries], keep_images_2B[0, queries], keep_text_2B[0, queries]),
-            data.labels.take(label_ids[labels], keep_images_2B[1, labels], keep_text_2B[1, labels]),
+            data.queries.take(
+                rows[queries], keep_images_2B[0, queries], keep_text_2B[0, queries], changed(0, queries)
+            ),
+            data.labels.take(
+                label_ids[labels], keep_images_2B[1, labels], keep_text_2B[1, labels], changed(1, labels)
+            ),
         )
         own = np.arange(size).reshape(plan.shards, -1)[list(self._held)].ravel()
         return Batch(
@@ -141,6 +149,21 @@ class EpochSource:
             targets=label_matrix.relevance(data.targets, rows[own], positives),
             label_targets=label_matrix.relevance(data.targets, rows, positives[own], by_label=True),
         )
+
+    def _changes_of(self, rng: np.random.Generator) -> Callable[[int, np.ndarray], Changed | None]:
+        """Draws how the batch's pictures change; returns what changes those of items of a side."""
+        if (augmentation := self._data.augmentation) is None:
+            return lambda side, items: None
+        most = max(self._data.queries.max_images, self._data.labels.max_images)
+        drawn_2BI22 = augmentation.draw(rng, (2, self._batch_size, most))
+
+        def changed(side: int, items: np.ndarray) -> Changed:
+            drawn_nI22 = drawn_2BI22[side, items]
+            return lambda pixels, present: augmentation.apply(
+                pixels, drawn_nI22[:, : present.shape[1]][present]
+            )
+
+        return changed
 
 
 class Sizes:

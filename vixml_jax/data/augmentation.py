@@ -1,0 +1,63 @@
+"""Pictures changed at random while a vision tower trains: stretched and moved.
+
+A small tower soon knows its training pictures by heart, and what reads its embeddings learns to trust them
+more than those of new pictures deserve.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """How far pictures are changed, and what they look like as flat pixels.
+
+    Attributes:
+      strength: s. Width and height are stretched by factors between exp(-s) and exp(s), each by its own, and
+        the picture is moved along both by up to s / 2 of its side. It is never mirrored: left and right may
+        be what a picture is about.
+      size: side of the square, in pixels.
+      white: a white pixel after preprocessing, three numbers; it comes in from outside.
+    """
+
+    strength: float
+    size: int
+    white: tuple[float, float, float]
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Draws a change for each of some pictures.
+
+        Returns:
+          float32 [*shape, 2, 2]; for rows and for columns a slope a and an offset b: what the changed picture
+          has at place x the given one has at a * x + b, both from -1 to 1 between the edges.
+        """
+        slopes, offsets = rng.uniform(-self.strength, self.strength, (2, *shape, 2))
+        return np.stack([np.exp(slopes), offsets], axis=-1).astype(np.float32)
+
+    def apply(self, pixels_MP: np.ndarray, changes_M22: np.ndarray) -> np.ndarray:
+        """Changes M pictures; between pixels it goes in straight lines.
+
+        Args:
+          pixels_MP: float [M, size * size * 3], as after preprocessing.
+          changes_M22: as drawn.
+
+        Returns:
+          The same shape and dtype.
+        """
+        count, size, white = len(pixels_MP), self.size, np.asarray(self.white, np.float32)
+        rows_MRH, columns_MSW = (self._weights(changes_M22[:, axis]) for axis in (0, 1))
+        # Less white, so that where no pixel has a weight there is white.
+        x_MHWC = pixels_MP.reshape(count, size, size, 3).astype(np.float32) - white
+        x_MRWC = (rows_MRH @ x_MHWC.reshape(count, size, size * 3)).reshape(x_MHWC.shape)
+        x_MRSC = columns_MSW[:, None] @ x_MRWC
+        return (x_MRSC + white).astype(pixels_MP.dtype).reshape(pixels_MP.shape)
+
+    def _weights(self, lines_M2: np.ndarray) -> np.ndarray:
+        """How much each pixel along a side counts for each of the changed ones, float32 [M, size, size]."""
+        pixels = np.arange(self.size, dtype=np.float32)
+        places = (2 * pixels + 1) / self.size - 1
+        read_MR = ((lines_M2[:, :1] * places + lines_M2[:, 1:] + 1) * self.size - 1) / 2
+        return np.maximum(0, 1 - np.abs(read_MR[:, :, None] - pixels))
