@@ -80,6 +80,7 @@ def test_words_stand_inside_an_encoders_special_tokens():
         ("{text}{picture}", "placeholder {picture}"),
         ("{text}[{images}", "unmatched '['"),
         ("{text}]", "unmatched ']'"),
+        ("{text}[ with its picture]", "in brackets, for items with pictures, but no {images}"),
         ("{text}[ with {Images}]", "placeholder {Images}"),
         ("{text} {", "stray brace"),
         ("[[{images}]]{text}", "unmatched '['"),

@@ -35,8 +35,8 @@ def parse(prompt: str) -> list[tuple[str, bool]]:
       (piece, whether it is only for items with pictures); a piece is a placeholder or a literal.
 
     Raises:
-      UserError: if a placeholder is unknown, brackets do not match, {text} or {images} is there twice, or
-        {text} within brackets or, where there are no {images}, not at all.
+      UserError: if a placeholder is unknown, brackets do not match, {text} or {images} is there twice, {text}
+        within brackets, or neither {text} nor, where something is for items with pictures, {images}.
     """
     pieces: list[tuple[str, bool]] = []
     inside = False
@@ -60,6 +60,8 @@ def parse(prompt: str) -> list[tuple[str, bool]]:
         raise _wrong(prompt, "has {images} more than once")
     if "{text}" not in names and "{images}" not in names:
         raise _wrong(prompt, "has neither {text} nor {images}")
+    if "{images}" not in names and any(inside for _, inside in pieces):
+        raise _wrong(prompt, "has a part in brackets, for items with pictures, but no {images}")
     return pieces
 
 
