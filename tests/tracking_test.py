@@ -176,8 +176,13 @@ def test_figures_go_to_wandb_too(tmp_path, wandb):
     with Tracker(tmp_path / "run", wandb_project="mine", config={"train": {"seed": 3}}) as tracker:
         tracker.log(1, {"train/loss": jnp.float32(0.5)})
         tracker.log_evaluation(2, {"P@1": 50.0})
+        tracker.log(7, {"classifier/loss": 0.25})
+        tracker.log_evaluation(2, {"P@1": 75.0})  # of the tower's step; W&B would drop what goes back
     (run,) = wandb.started
-    assert run.logged == [(1, {"train/loss": 0.5}), (2, {"eval/P@1": 50.0})]
+    assert run.logged == [
+        (1, {"train/loss": 0.5}), (2, {"eval/P@1": 50.0}), (7, {"classifier/loss": 0.25}),
+        (7, {"eval/P@1": 75.0}),
+    ]  # fmt: skip
     assert run.exit_code == 0
     assert run.settings["project"] == "mine"
     assert run.settings["name"] == "run"

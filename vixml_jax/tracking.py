@@ -58,6 +58,7 @@ class Tracker:
     ):
         self._path = workdir / "metrics.jsonl"
         self._file = self._events = self._wandb = None
+        self._wandb_step = 0
         if enabled:
             workdir.mkdir(parents=True, exist_ok=True)
             if wandb_project:  # before any file is open, since it may fail
@@ -87,8 +88,10 @@ class Tracker:
             self._file.flush()
             self._events.write(step, values)
             if self._wandb is not None:
-                # Steps that it has seen already, before a kill, it leaves out: they would be the same.
-                self._wandb.log(values, step=step)
+                # It leaves out what goes back: rightly the steps before a kill, which would be the same,
+                # but not the evaluation of the tower's last step, which comes after the classifiers' steps.
+                self._wandb_step = max(self._wandb_step, step)
+                self._wandb.log(values, step=self._wandb_step)
         return values
 
     def log_evaluation(self, step: int, figures: dict[str, float]) -> None:
