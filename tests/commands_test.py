@@ -68,13 +68,16 @@ def test_eval_with_and_without_pictures(run, capsys):
     assert not cli.run(["eval", f"--workdir={run / 'run'}", "--modalities"])
     shown = capsys.readouterr().out
     matrix = json.loads((run / "run" / "modalities.json").read_text())
-    sides = ("text", "text+image")
-    assert set(matrix) == {f"{query}/{label}" for query in sides for label in sides}
+    labels = ("text", "text+image")
+    assert set(matrix) == {
+        f"{query}/{label}" for query in ("text", "image", "text+image") for label in labels
+    }
     usual = json.loads((run / "run" / "metrics.json").read_text())
     assert matrix["text+image/text+image"] == pytest.approx(usual)
     # The labels of this catalogue have no pictures, its queries do.
     assert matrix["text/text"] == pytest.approx(matrix["text/text+image"])
     assert matrix["text/text"]["R@3"] < usual["R@3"]
+    assert matrix["image/text"]["R@3"] != pytest.approx(usual["R@3"])
     assert f"{usual['P@1']:.2f}" in shown
 
 

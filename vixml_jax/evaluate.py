@@ -22,7 +22,6 @@ in what training does not depend on (retrieval, eval, mesh, where data lies), an
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +43,11 @@ from vixml_jax.types import Predictions
 def define_flags() -> None:
     """Registers --config (that of the run unless given) and --workdir."""
     config_lib.define_config_flag()
-    flags.DEFINE_bool("modalities", False, "Evaluate with and without pictures, on both sides each")
+    flags.DEFINE_bool(
+        "modalities",
+        False,
+        "Evaluate queries by text, pictures and both, and labels with and without pictures",
+    )
 
 
 def main() -> int:
@@ -174,7 +177,7 @@ def evaluate(
 def modality_matrix(
     run: Run, params: nnx.State, tables: Tables, label_vectors_LD: np.ndarray | None = None
 ) -> dict[str, dict[str, float]]:
-    """Evaluates {text, text+image} queries against {text, text+image} labels.
+    """Evaluates {text, image, text+image} queries against {text, text+image} labels.
 
     Training queries, where they are searched too, keep their pictures: they are known beforehand.
 
@@ -186,19 +189,18 @@ def modality_matrix(
     """
     if run.banks.test.images is None:
         raise UserError("the run has no pictures", file=run.workdir, fix="leave --modalities out")
-    guises: dict[str, Callable[[ItemBank], ItemBank]] = {
-        "text": lambda bank: bank.text_only(),
-        "text+image": lambda bank: bank,
-    }
+    test, labels = run.banks.test, run.banks.labels
+    query_guises = {"text": test.text_only(), "image": test.pictures_only(), "text+image": test}
+    label_guises = {"text": labels.text_only(), "text+image": labels}
     queries = {
         name: run.embedder.queries(
-            params, run.frozen, guise(run.banks.test), f"embed test queries, {name}", here=searches_here(run)
+            params, run.frozen, bank, f"embed test queries, {name}", here=searches_here(run)
         )
-        for name, guise in guises.items()
+        for name, bank in query_guises.items()
     }
     matrix = {}
-    for label_name, guise in guises.items():
-        searcher, labels_LD = build_searcher(run, params, tables, label_vectors_LD, guise(run.banks.labels))
+    for label_name, bank in label_guises.items():
+        searcher, labels_LD = build_searcher(run, params, tables, label_vectors_LD, bank)
         if searcher is None:
             continue
         for query_name, queries_ND in queries.items():

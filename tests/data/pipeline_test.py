@@ -325,6 +325,17 @@ def test_text_is_dropped_where_pictures_stay_and_nothing_else(no_text):
         assert min(seen[is_query, True, True], seen[is_query, True, False], seen[is_query, False, True])
 
 
+@pytest.mark.parametrize("no_text", [[], [7, 8]], ids=["nothing", "special tokens"])
+def test_a_bank_of_pictures_only_is_one_whose_texts_are_all_left_out(no_text):
+    bank = _bank(np.random.default_rng(SEED), 11, IMAGE_DIM)
+    bank = dataclasses.replace(bank, no_text=np.array(no_text, np.int32))
+    rows, pictures = np.array([7, 0, 3, 3]), bank.pictures_only()
+    found = pictures.take(rows)
+    _assert_equal(vars(found), vars(bank.take(rows, keep_text=np.zeros(4, bool))))
+    assert found.token_ids[found.image_index < 0].tolist() == no_text * 4
+    np.testing.assert_array_equal(pictures.slots()[rows], found.lengths)
+
+
 def test_augmentation_changes_pictures_and_nothing_else():
     augmentation = Augmentation(0.5, size=2, white=(1.0, 1.0, 1.0))
     whole = _data(image_dim=12)

@@ -42,6 +42,11 @@ class ItemBank:
         """Returns the same items without their pictures."""
         return dataclasses.replace(self, images=None)
 
+    def pictures_only(self) -> ItemBank:
+        """Returns the same items as if their text were empty."""
+        offsets = np.arange(len(self) + 1) * len(self.no_text)
+        return dataclasses.replace(self, tokens=Ragged(np.tile(self.no_text, len(self)), offsets))
+
     def take(
         self,
         rows: np.ndarray,
