@@ -22,6 +22,10 @@ class Figure:
     def __init__(self, value: jax.Array, step: int, watch: Watch):
         self._value, self._step, self._watch = value, step, watch
 
+    def block_until_ready(self) -> Figure:
+        self._watch.waited[self._step] = len(self._watch.shapes)
+        return self
+
     def __array__(self, *args, **kwargs) -> np.ndarray:
         self._watch.fetched[self._step] = len(self._watch.shapes)
         return np.asarray(self._value, *args, **kwargs)
@@ -34,6 +38,7 @@ class Watch:
         self.shapes: list[tuple[int, ...]] = []
         # Of each step whose figures were wanted, how many steps had been handed to the device by then.
         self.fetched: dict[int, int] = {}
+        self.waited: dict[int, int] = {}  # the same of those that were waited for, values or not
         self.step_fn, self.text = None, ""
 
     def compile_step(self, *args, **kwargs):
@@ -73,6 +78,13 @@ def watch(tmp_path_factory):
 def test_the_step_compiles_once_for_each_shape(watch):
     assert len(watch.shapes) == STEPS
     assert watch.step_fn._cache_size() == len(set(watch.shapes)) <= 6
+
+
+def test_the_loop_runs_one_step_ahead_of_the_device(watch):
+    """So that it is never idle, and a run that is told to stop has not many steps to wait for."""
+    per_epoch = STEPS // EPOCHS
+    within = [step for step in range(1, STEPS + 1) if step % per_epoch]
+    assert watch.waited == {step: step + 1 for step in within}
 
 
 def test_figures_are_fetched_where_they_are_logged(watch):

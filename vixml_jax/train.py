@@ -335,7 +335,9 @@ def end_epoch(
 class Meter:
     """Logs every few steps, fetching figures only when the next step is already under way.
 
-    The figures of all steps are looked at when some are logged, so that none that is not finite gets by.
+    The figures of all steps are looked at when some are logged, so that none that is not finite gets by. The
+    loop never runs further ahead than one step behind the one that the device computes: whoever sends SIGTERM
+    waits for two steps, and what the bar shows is done.
 
     Args:
       tracker: where figures go.
@@ -364,8 +366,9 @@ class Meter:
         self._since = time.monotonic()
 
     def update(self, step: int, epoch: int, figures: dict[str, jax.Array]) -> None:
-        """Counts a dispatched step and shows the one before it."""
+        """Counts a dispatched step, waits for the one before it and shows that."""
         if self._unseen:
+            jax.block_until_ready(self._unseen[-1][2])
             self._progress.update(1)
             if self._unseen[-1][0] % self._every == 0:
                 self._show()
