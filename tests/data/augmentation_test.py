@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from vixml_jax.data.augmentation import Augmentation
+from vixml_jax.data.augmentation import AT_ONCE, Augmentation
 
 SIZE = 9
 WHITE = (1.0, 2.0, 0.5)
@@ -76,6 +76,13 @@ def test_white_stays_white_in_the_banks_own_dtype():
         0,
         SIZE * SIZE * 3,
     )
+
+
+def test_many_pictures_are_changed_as_one_by_one():
+    rng, augmentation = np.random.default_rng(0), _augmentation()
+    pictures, changes = _pictures(rng, 2 * AT_ONCE + 1), augmentation.draw(rng, (2 * AT_ONCE + 1,))
+    alone = [augmentation.apply(pictures[[i]], changes[[i]]) for i in range(len(pictures))]
+    np.testing.assert_allclose(augmentation.apply(pictures, changes), np.concatenate(alone), atol=1e-5)
 
 
 def test_what_is_drawn_lies_within_the_strength_and_fills_it():
