@@ -162,8 +162,14 @@ def wandb(monkeypatch):
         pass
 
     def init(**settings):
-        module.started.append(run := SimpleNamespace(settings=settings, logged=[], exit_code=None))
-        run.log = lambda values, step: run.logged.append((step, values))
+        module.started.append(run := SimpleNamespace(settings=settings, logged=[], step=0, exit_code=None))
+
+        def log(values, step):
+            if step >= run.step:  # what goes back is dropped
+                run.logged.append((step, values))
+                run.step = step
+
+        run.log = log
         run.finish = lambda exit_code: setattr(run, "exit_code", exit_code)
         return run
 
@@ -176,17 +182,23 @@ def test_figures_go_to_wandb_too(tmp_path, wandb):
     with Tracker(tmp_path / "run", wandb_project="mine", config={"train": {"seed": 3}}) as tracker:
         tracker.log(1, {"train/loss": jnp.float32(0.5)})
         tracker.log_evaluation(2, {"P@1": 50.0})
-        tracker.log(7, {"classifier/loss": 0.25})
-        tracker.log_evaluation(2, {"P@1": 75.0})  # of the tower's step; W&B would drop what goes back
     (run,) = wandb.started
-    assert run.logged == [
-        (1, {"train/loss": 0.5}), (2, {"eval/P@1": 50.0}), (7, {"classifier/loss": 0.25}),
-        (7, {"eval/P@1": 75.0}),
-    ]  # fmt: skip
+    assert run.logged == [(1, {"train/loss": 0.5}), (2, {"eval/P@1": 50.0})]
     assert run.exit_code == 0
     assert run.settings["project"] == "mine"
     assert run.settings["name"] == "run"
     assert run.settings["config"] == {"train": {"seed": 3}}
+
+
+def test_the_last_evaluation_follows_the_classifiers_at_wandb(tmp_path, wandb):
+    with Tracker(tmp_path, wandb_project="mine", last_step=4) as tracker:
+        tracker.log(4, {"train/loss": 0.5})
+        tracker.log(9, {"classifier/loss": 0.25})
+        tracker.log_evaluation(2, {"P@1": 10.0})  # of a step that was seen before a kill
+        tracker.log_evaluation(4, {"P@1": 75.0})
+    assert wandb.started[0].logged[2:] == [(9, {"eval/P@1": 75.0})]
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1] == {"step": 4, "eval/P@1": 75.0}
 
 
 def test_a_continued_run_goes_on_at_wandb(tmp_path, wandb):

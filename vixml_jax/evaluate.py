@@ -3,8 +3,9 @@
 Embeds test queries and labels with the newest checkpoint, retrieves, scores, prints the table and writes
 `metrics.json`, `predictions.npz`, `embeddings/` and `index/` into the workdir.
 
-With --modalities it evaluates text alone and text with pictures instead, on both sides each, prints the 2 x 2
-tables and writes `modalities.json`: how a model that was trained with pictures serves items without.
+With --modalities it evaluates queries as text, as pictures and as both against labels with and without their
+pictures instead, prints the table and writes `modalities.json`: how a model that was trained with pictures
+serves items without.
 
 Examples:
   vixml eval --workdir=runs/demo/vixml

@@ -9,6 +9,7 @@ import math
 import os
 import secrets
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
@@ -58,7 +59,7 @@ class Tracker:
     ):
         self._path = workdir / "metrics.jsonl"
         self._file = self._events = self._wandb = None
-        self._wandb_step = 0
+        self._last_step = last_step
         if enabled:
             workdir.mkdir(parents=True, exist_ok=True)
             if wandb_project:  # before any file is open, since it may fail
@@ -89,9 +90,9 @@ class Tracker:
             self._events.write(step, values)
             if self._wandb is not None:
                 # It leaves out what goes back: rightly the steps before a kill, which would be the same,
-                # but not the evaluation of the tower's last step, which comes after the classifiers' steps.
-                self._wandb_step = max(self._wandb_step, step)
-                self._wandb.log(values, step=self._wandb_step)
+                # but not the last evaluation, which is of the tower's step and follows the classifiers'.
+                is_last = _is_last_evaluation(step, values, self._last_step)
+                self._wandb.log(values, step=max(step, self._wandb.step) if is_last else step)
         return values
 
     def log_evaluation(self, step: int, figures: dict[str, float]) -> None:
@@ -157,15 +158,17 @@ def drop_after(path: Path, step: int | None, last_step: int | None = None) -> No
         for line in file:
             try:
                 record = json.loads(line)
-                is_last_evaluation = record["step"] == last_step and any(
-                    name.startswith(EVALUATION) for name in record
-                )
-                if record["step"] <= step and not is_last_evaluation:
+                if record["step"] <= step and not _is_last_evaluation(record["step"], record, last_step):
                     kept.append(line.rstrip("\n") + "\n")  # a kill may have cut off just that
             except (ValueError, TypeError, KeyError, RecursionError):
                 break
     with files.atomic_file(path, "w") as file:
         file.writelines(kept)
+
+
+def _is_last_evaluation(step: int, names: Iterable[str], last_step: int | None) -> bool:
+    """Whether figures of these names are those with which a run ends."""
+    return step == last_step and any(name.startswith(EVALUATION) for name in names)
 
 
 def import_wandb() -> ModuleType:

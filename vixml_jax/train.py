@@ -335,9 +335,9 @@ def end_epoch(
 class Meter:
     """Logs every few steps, fetching figures only when the next step is already under way.
 
-    The figures of all steps are looked at when some are logged, so that none that is not finite gets by. The
-    loop never runs further ahead than one step behind the one that the device computes: whoever sends SIGTERM
-    waits for two steps, and what the bar shows is done.
+    The figures of all steps are looked at when some are logged, so that none that is not finite gets by. No
+    more than two steps are ever unfinished, the one that the device computes and the next: so much is what
+    SIGTERM waits for.
 
     Args:
       tracker: where figures go.

@@ -10,8 +10,9 @@ import dataclasses
 
 import numpy as np
 
-# Pictures changed together: in float32, with their weights, one of 384 pixels takes 7 MB.
-AT_ONCE = 32
+# Pictures changed together: so few that they stay in a processor's cache, where one of 384 pixels takes 25 ms
+# and thirty-two together half as much again each.
+AT_ONCE = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +60,19 @@ class Augmentation:
     def _applied(self, pixels_MP: np.ndarray, changes_M22: np.ndarray) -> np.ndarray:
         """`apply` to a few pictures, float32."""
         count, size, white = len(pixels_MP), self.size, np.asarray(self.white, np.float32)
-        # Less white, so that where no pixel has a weight there is white.
+        # Less white, so that what comes in from outside is zero.
         x_MHWC = pixels_MP.reshape(count, size, size, 3).astype(np.float32) - white
         for axis in (0, 1):  # each time the next side comes first
-            read = self._weights(changes_M22[:, axis]) @ x_MHWC.reshape(count, size, size * 3)
-            x_MHWC = read.reshape(x_MHWC.shape).swapaxes(1, 2)
+            x_MHWC = self._read(x_MHWC, changes_M22[:, axis]).swapaxes(1, 2)
         return (x_MHWC + white).reshape(pixels_MP.shape)
 
-    def _weights(self, lines_M2: np.ndarray) -> np.ndarray:
-        """How much each pixel along a side counts for each of the changed ones, float32 [M, size, size]."""
-        pixels = np.arange(self.size, dtype=np.float32)
-        places = (2 * pixels + 1) / self.size - 1
-        read_MR = ((lines_M2[:, :1] * places + lines_M2[:, 1:] + 1) * self.size - 1) / 2
-        return np.maximum(0, 1 - np.abs(read_MR[:, :, None] - pixels))
+    def _read(self, x_MHWC: np.ndarray, lines_M2: np.ndarray) -> np.ndarray:
+        """Reads pictures along their first side at the places of a line, zero outside."""
+        centers = (2 * np.arange(self.size, dtype=np.float32) + 1) / self.size - 1
+        places_MR = ((lines_M2[:, :1] * centers + lines_M2[:, 1:] + 1) * self.size - 1) / 2
+        before_MR = np.floor(places_MR).astype(np.int64)
+        after_MR11 = (places_MR - before_MR)[:, :, None, None]
+        padded = np.pad(x_MHWC, ((0, 0), (1, 1), (0, 0), (0, 0)))
+        pictures = np.arange(len(x_MHWC))[:, None]
+        first, second = (padded[pictures, np.clip(before_MR + i, 0, self.size + 1)] for i in (1, 2))
+        return first + after_MR11 * (second - first)

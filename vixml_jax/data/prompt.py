@@ -67,6 +67,7 @@ def parse(prompt: str) -> list[tuple[str, bool]]:
 
 def pictures_last(prompt: str) -> str:
     """Returns the prompt without what it says of pictures, and these at its end: late fusion's order."""
+    parse(prompt)  # before what may be wrong with it is cut out
     return re.sub(r"\[[^\]]*\]", "", prompt).replace("{images}", "") + "{images}"
 
 
