@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 
 from vixml_jax.data import packing
 from vixml_jax.data.image_bank import ImageBank
 from vixml_jax.data.ragged import Ragged
-
-# Pictures [m, V], and which of some items' they are, bool [n, I], to the same pictures changed.
-Changed = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +44,7 @@ class ItemBank:
         return dataclasses.replace(self, tokens=Ragged(np.tile(self.no_text, len(self)), offsets))
 
     def take(
-        self,
-        rows: np.ndarray,
-        keep_images: np.ndarray | None = None,
-        keep_text: np.ndarray | None = None,
-        changed: Changed | None = None,
+        self, rows: np.ndarray, keep_images: np.ndarray | None = None, keep_text: np.ndarray | None = None
     ) -> packing.Sequences:
         """Assembles the sequences of `rows`.
 
@@ -60,7 +52,6 @@ class ItemBank:
           rows: int [n].
           keep_images: bool [n]; which items come with their pictures. None: all.
           keep_text: bool [n]; which items come with their text, and not as if it were empty. None: all.
-          changed: what is done to the pictures. None: nothing.
         """
         values, lengths = self.tokens.take(rows)
         if keep_text is not None and not keep_text.all():
@@ -72,8 +63,7 @@ class ItemBank:
         features, present = self.images.take(rows, self.max_images)
         if keep_images is not None:
             present = present & keep_images[:, None]
-        if changed is not None:
-            features[present] = changed(features[present], present)
+        present = present & self.template.has_images  # else the prompt has no place for them
         if (k := self.image_tokens) > 1:
             num_items, num_images, dim = features.shape
             features = features.reshape(num_items, num_images * k, dim // k)

@@ -7,7 +7,7 @@ it starts Grain at the batch where it stopped.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import grain
@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from vixml_jax import sharding
 from vixml_jax.data import label_matrix, packing
 from vixml_jax.data.augmentation import Augmentation
-from vixml_jax.data.items import Changed, ItemBank
+from vixml_jax.data.items import ItemBank
 from vixml_jax.types import Batch, PackedTokens
 
 # Row and image counts are rounded up, so that the step compiles for few shapes: in steps of this share of a
@@ -130,17 +130,13 @@ class EpochSource:
             data.row_length,
             **self._plan_options,
         )
-        changed = self._changes_of(rng)
         items = np.flatnonzero(np.isin(plan.blocks(), self._held))
         queries, labels = items[items < size], items[items >= size] - size
         sequences = packing.concatenate(
-            data.queries.take(
-                rows[queries], keep_images_2B[0, queries], keep_text_2B[0, queries], changed(0, queries)
-            ),
-            data.labels.take(
-                label_ids[labels], keep_images_2B[1, labels], keep_text_2B[1, labels], changed(1, labels)
-            ),
+            data.queries.take(rows[queries], keep_images_2B[0, queries], keep_text_2B[0, queries]),
+            data.labels.take(label_ids[labels], keep_images_2B[1, labels], keep_text_2B[1, labels]),
         )
+        sequences = self._augmented(sequences, items, images_2B, rng)
         own = np.arange(size).reshape(plan.shards, -1)[list(self._held)].ravel()
         return Batch(
             tokens=packing.lay_out(sequences, items, plan, self._held),
@@ -150,20 +146,18 @@ class EpochSource:
             label_targets=label_matrix.relevance(data.targets, rows, positives[own], by_label=True),
         )
 
-    def _changes_of(self, rng: np.random.Generator) -> Callable[[int, np.ndarray], Changed | None]:
-        """Draws how the batch's pictures change; returns what changes those of items of a side."""
-        if (augmentation := self._data.augmentation) is None:
-            return lambda side, items: None
+    def _augmented(
+        self, sequences: packing.Sequences, items: np.ndarray, images_2B: np.ndarray, rng: np.random.Generator
+    ) -> packing.Sequences:
+        """Changes the pictures of some of the batch's items; what is drawn does not depend on which."""
+        if (augmentation := self._data.augmentation) is None or sequences.images is None:
+            return sequences
         most = max(self._data.queries.max_images, self._data.labels.max_images)
-        drawn_2BI22 = augmentation.draw(rng, (2, self._batch_size, most))
-
-        def changed(side: int, items: np.ndarray) -> Changed:
-            drawn_nI22 = drawn_2BI22[side, items]
-            return lambda pixels, present: augmentation.apply(
-                pixels, drawn_nI22[:, : present.shape[1]][present]
-            )
-
-        return changed
+        drawn_2BI22 = augmentation.draw(rng, (*images_2B.shape, most))
+        there_2BI = np.arange(most) < images_2B[:, :, None]
+        drawn_nI22 = drawn_2BI22.reshape(-1, most, 2, 2)[items]
+        changes_M22 = drawn_nI22[there_2BI.reshape(-1, most)[items]]
+        return dataclasses.replace(sequences, images=augmentation.apply(sequences.images, changes_M22))
 
 
 class Sizes:
