@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vixml_jax import centroids, host_memory, metrics
+from vixml_jax import centroids, config_rules, host_memory, metrics
 from vixml_jax import config as config_lib
 from vixml_jax import run as run_lib
 from vixml_jax.data.pipeline import TrainingData
@@ -82,7 +82,7 @@ def config_of(options: argparse.Namespace, workdir: Path) -> ConfigDict:
     config.eval.items_per_call = options.batch
     if config.dataset.demo_queries and not Path(config.dataset.dir).exists():
         prepare_demo(config.dataset.dir, config.dataset.demo_queries)
-    config_lib.validate(config)
+    config_rules.validate(config)
     return config
 
 

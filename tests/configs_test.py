@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from vixml_jax import config as config_lib
+from vixml_jax import config_rules
 from vixml_jax.errors import UserError
 
 FOLDER = Path(__file__).parent.parent / "configs"
@@ -29,7 +30,7 @@ def test_it_builds_and_is_valid(path, arg):
         return
     config = module.get_config(arg)
     config.dataset.dir = config.dataset.dir or "data"
-    config_lib.validate(config)
+    config_rules.validate(config)
     base = config_lib.base()
     assert sorted(config.keys()) == sorted(base.keys())
     for section in base.keys():  # noqa: SIM118 - a ConfigDict
@@ -60,7 +61,7 @@ def test_the_open_sets_take_the_papers_losses(name):
     assert module.get_config().loss.name == "decoupled_softmax"
     config = module.get_config("loss=ngame")
     assert (config.loss.name, config.prototype.kind, config.loss.margin_min) == ("triplet", "none", 0.3)
-    config_lib.validate(config)
+    config_rules.validate(config)
     with pytest.raises(UserError, match="'hinge'"):
         module.get_config("loss=hinge")
 
@@ -84,6 +85,6 @@ def test_a_share_is_one_and_is_of_use(name, value, message):
     config.vision.train = "none" if value == 0.2 else "full"
     config.vision[name] = value
     with pytest.raises(UserError, match=message):
-        config_lib.validate(config)
+        config_rules.validate(config)
     config.vision.train, config.vision[name] = "full", 0.2
-    config_lib.validate(config)
+    config_rules.validate(config)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vixml_jax import cli, config, demo
+from vixml_jax import cli, config_rules, demo
 from vixml_jax.errors import UserError
 from vixml_jax.prepare import prepare_demo
 
@@ -28,6 +28,6 @@ def test_the_demo_ends_in_one_table_of_both_runs(one_device, tmp_path, capsys):
 
 def test_its_configs_differ_in_pictures_alone():
     text, pictures = (demo.get_config(images=images) for images in (0, 3))
-    config.validate(text)
+    config_rules.validate(text)
     text.vision.images = 3
     assert text.to_json() == pictures.to_json()

@@ -61,6 +61,7 @@ LEVELS: dict[int, dict[str, tuple[str, ...]]] = {
                 "config",
                 "config_errors",
                 "config_files",
+                "config_rules",
                 "run_config",
                 "distributed",
                 "errors",

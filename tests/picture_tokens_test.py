@@ -7,8 +7,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from vixml_jax import XmcModel, data
-from vixml_jax import config as config_lib
+from vixml_jax import XmcModel, config_rules, data
 from vixml_jax.errors import UserError
 from vixml_jax.prepare import prepare
 from vixml_jax.train import train
@@ -49,4 +48,4 @@ def test_what_does_not_go_together(changes, message):
     config.train.row_length = 64
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message):
-        config_lib.validate(config)
+        config_rules.validate(config)

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from vixml_jax import config as config_lib
-from vixml_jax import plan, recipes, sharding, tables
+from vixml_jax import config_rules, plan, recipes, sharding, tables
 from vixml_jax.planning.abstract_run import abstract_run
 from vixml_jax.prepare import prepare
 from vixml_jax.train import train
@@ -97,7 +97,7 @@ TRACED = {row.args: row for row in reversed(ROWS)}
 def test_every_row_builds_at_its_full_size(row, mesh):
     """Model, optimizer, tables and a packed batch of a row as it is, as shapes; the step, or the encoder."""
     config = recipes.get_config(row.dataset, row.args)
-    config_lib.validate(config)
+    config_rules.validate(config)
     workload = plan.workload_of(config, None, None, None, None)
     run = abstract_run(config, workload, mesh)
     known = recipes.DATASETS[row.dataset]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vixml_jax import cli, config_files, recipes, tables
+from vixml_jax import cli, config_files, config_rules, recipes, tables
 from vixml_jax import config as config_lib
 from vixml_jax.errors import UserError
 
@@ -41,7 +41,7 @@ def write_run(workdir: Path, row: tables.Row, figures, **changes) -> Path:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.dataset}:{row.args}")
 def test_every_row_is_a_valid_config(row):
     config = recipes.get_config(row.dataset, row.args)
-    config_lib.validate(config)
+    config_rules.validate(config)
     facts, backbone = recipes.DATASETS[row.dataset], recipes.BACKBONES[config_arg(row, "backbone")]
     assert config.text.checkpoint == backbone.checkpoint
     assert config.text.train == ("lora" if backbone.decoder else "full")

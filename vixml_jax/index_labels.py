@@ -28,6 +28,7 @@ from typing import Any
 from absl import flags
 
 from vixml_jax import config as config_lib
+from vixml_jax import config_rules
 from vixml_jax.data import query_lines, text_lines
 from vixml_jax.errors import UserError
 from vixml_jax.search import LABELS
@@ -93,7 +94,7 @@ def rebuild(model: XmcModel, workdir: Path, changed: dict[str, Any]) -> dict[str
     config = config_lib.load(workdir / "config.json")
     for name, value in changed.items():
         config.retrieval[name] = value
-    config_lib.validate(config)
+    config_rules.validate(config)
     started = time.perf_counter()
     searcher = model.build_searcher(config.retrieval)
     seconds = time.perf_counter() - started

@@ -27,7 +27,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from vixml_jax import config as config_lib
-from vixml_jax import files, recipes
+from vixml_jax import config_rules, files, recipes
 from vixml_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def main() -> int:
     if values.config is None:
         raise UserError("plan needs --config", fix="as in --config=configs/lf_amazontitles_1p3m.py")
     config = values.config
-    config_lib.validate(config)
+    config_rules.validate(config)
     from vixml_jax.planning import topology
 
     devices = topology.topology(values.topology)

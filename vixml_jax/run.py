@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from vixml_jax import banks as banks_lib
 from vixml_jax import config as config_lib
-from vixml_jax import data, distributed, files, model_factory, sharding
+from vixml_jax import config_rules, data, distributed, files, model_factory, sharding
 from vixml_jax.banks import Banks, Layout
 from vixml_jax.checkpoint import MODEL_PARTS, Checkpointer
 from vixml_jax.data.dataset import XmcDataset, holdout, subset
@@ -67,7 +67,7 @@ def begin(config: ConfigDict, workdir: Path) -> None:
     Raises:
       UserError: if the config is wrong, or one that computes something else began the run in `workdir`.
     """
-    config_lib.validate(config)
+    config_rules.validate(config)
     # The run may be opened from elsewhere.
     config.dataset.dir = os.path.abspath(config.dataset.dir)
     for section, field in (("text", "checkpoint"), ("text", "adapter"), ("vision", "checkpoint")):

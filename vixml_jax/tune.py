@@ -27,7 +27,7 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vixml_jax import classifier_stage, distributed, evaluate, files, sharding
+from vixml_jax import classifier_stage, config_rules, distributed, evaluate, files, sharding
 from vixml_jax import config as config_lib
 from vixml_jax import run as run_lib
 from vixml_jax.errors import UserError
@@ -179,7 +179,7 @@ def _write(workdir: Path, held_out: Path, rows: list[dict[str, float]], maximise
     config = _config_of(workdir)
     for name in Setting._fields:
         config.retrieval[name] = chosen[name]
-    config_lib.validate(config)
+    config_rules.validate(config)
     files.write_json(
         workdir / TUNING,
         {"held_out": str(held_out), "maximise": list(maximise), "chosen": chosen, "measured": rows},

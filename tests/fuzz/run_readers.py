@@ -20,10 +20,11 @@ def _config_seeds() -> Seeds:
 
 def _read_config(folder: Path, name: str) -> None:
     from vixml_jax import config as config_lib
+    from vixml_jax import config_rules
 
     config = config_lib.load(folder / name)
     config.dataset.dir = config.dataset.dir or "somewhere"
-    config_lib.validate(config)
+    config_rules.validate(config)
 
 
 def _override_seeds() -> Seeds:
@@ -42,7 +43,7 @@ def _read_overrides(folder: Path, name: str) -> None:
 
     from absl import flags
 
-    from vixml_jax import cli
+    from vixml_jax import cli, config_rules
     from vixml_jax import config as config_lib
     from vixml_jax.errors import UserError
 
@@ -52,7 +53,7 @@ def _read_overrides(folder: Path, name: str) -> None:
     def main() -> int:
         config = flags.FLAGS.config
         config.dataset.dir = "somewhere"
-        config_lib.validate(config)
+        config_rules.validate(config)
         seen.append(None)
         return 0
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vixml_jax import config as config_lib
-from vixml_jax import sharding
+from vixml_jax import config_rules, sharding
 
 # Rows of a device that its tower computes at a time.
 _CHUNKS = (32, 8)
@@ -94,5 +93,5 @@ def changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
         section, name = key.split(".")
         with result.unlocked():
             result[section][name] = value
-    config_lib.validate(result)
+    config_rules.validate(result)
     return result
