@@ -171,6 +171,40 @@ def test_embed_in_three_formats(run, queries, tmp_path, of):
         np.testing.assert_allclose(vectors, np.load(run / "run" / "embeddings" / f"{of}.npy"), atol=1e-5)
 
 
+def test_queries_search_by_the_mean_of_their_modalities(run, tmp_path):
+    """Alike in evaluation, `embed` and the Python face; here against one embedding a time."""
+    workdir = shutil.copytree(run / "run", tmp_path / "run")
+    override = '--config.retrieval.modalities=("text","image","text+image")'
+    assert not cli.run(["eval", f"--workdir={workdir}", override, "--config.retrieval.query_weight=0.3"])
+    test = data.load(run / "dataset").test
+    once = XmcModel.load(run / "run")  # by the run's own setting
+    wanted = []
+    for text, pictures in zip(test.texts, test.images, strict=True):
+        seen = [([text], [list(pictures)])]
+        if len(pictures):
+            seen += [([text], [[]]), ([""], [list(pictures)])]
+        total = sum(once.encode_queries(*item)[0] for item in seen)
+        wanted.append(total / np.linalg.norm(total))
+    assert 0 < sum(len(pictures) > 0 for pictures in test.images) < len(test.images)
+    found = np.load(workdir / "embeddings" / "test.npy")
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    model = XmcModel.load(workdir)
+    pictures = [list(item) for item in test.images]
+    np.testing.assert_allclose(model.encode_queries(test.texts, pictures), wanted, atol=1e-5)
+    for of in ("test", "train"):
+        assert not cli.run(["embed", f"--workdir={workdir}", f"--of={of}", f"--out={tmp_path / of}.npy"])
+    np.testing.assert_allclose(np.load(tmp_path / "test.npy"), wanted, atol=1e-5)
+    # Training queries that are searched too are embedded alike: each finds itself.
+    train_ND = np.load(tmp_path / "train.npy")
+    _, scores = retrieval.load(workdir / "index_queries").search(train_ND, 1)
+    np.testing.assert_allclose(scores[:, 0], 1, atol=1e-5)
+    predictions = scipy.sparse.load_npz(workdir / "predictions.npz")
+    ids, scores = model.predict(test.texts, pictures, k=5)
+    np.testing.assert_allclose(
+        np.sort(np.take_along_axis(predictions.toarray(), ids, 1), 1)[:, ::-1], scores, atol=1e-5
+    )
+
+
 def test_the_saved_index_is_the_one_searched(run):
     index = retrieval.load(run / "run" / "index")
     model = XmcModel.load(run / "run")

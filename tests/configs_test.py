@@ -88,3 +88,11 @@ def test_a_share_is_one_and_is_of_use(name, value, message):
         config_rules.validate(config)
     config.vision.train, config.vision[name] = "full", 0.2
     config_rules.validate(config)
+
+
+@pytest.mark.parametrize("modalities", [(), ("sound",), ("text", 3)])
+def test_modalities_are_of_those_there_are(modalities):
+    config = module_of(FOLDER / "picto_tags.py").get_config("images=3")
+    config.retrieval.modalities = modalities
+    with pytest.raises(UserError, match=r"config\.retrieval\.modalities=.*; give"):
+        config_rules.validate(config)

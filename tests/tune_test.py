@@ -70,31 +70,38 @@ def test_what_is_measured_is_what_eval_gives(held_out, tmp_path, capsys):
     assert not cli.run(["tune", f"--workdir={workdir}", "--query_weights=0.2,0.8", "--neighbours=3,20"])
     tuning = json.loads((workdir / tune.TUNING).read_text())
     chosen, measured = tuning["chosen"], tuning["measured"]
-    assert len(measured) == 1 + 2 * 4 * 2 * 4
-    assert measured[0]["query_weight"] == 0
+    assert len(measured) == 2 * (1 + 2 * 4 * 2 * 4)
+    assert [row["modalities"] for row in measured if not row["query_weight"]] == [
+        ["text+image"],
+        ["text", "image", "text+image"],
+    ]
     assert chosen["P@1"] + chosen["R@100"] == max(row["P@1"] + row["R@100"] for row in measured)
     settings = config_lib.load(workdir / "config.json").retrieval
     assert {name: settings[name] for name in tune.Setting._fields} == {
         name: chosen[name] for name in tune.Setting._fields
-    }
+    } | {"modalities": tuple(chosen["modalities"])}
     assert not cli.run(["eval", f"--workdir={workdir}"])
     figures = json.loads((workdir / "metrics.json").read_text())
     assert {name: chosen[name] for name in figures} == pytest.approx(figures, abs=1e-4)
     assert f"{chosen['P@1']:.4g}" in capsys.readouterr().out
 
 
-def test_each_setting_against_a_loop(held_out, tmp_path):
+@pytest.mark.parametrize("modalities", [("text+image",), ("text", "image", "text+image")])
+def test_each_setting_against_a_loop(held_out, tmp_path, modalities):
     workdir = shutil.copytree(held_out, tmp_path / "run")
     flags = ["--query_weights=0.5", "--temperatures=0.1", "--neighbours=4", "--prior_weights=0.3"]
-    flags += ["--maximise=P@3"]
+    # What is measured after another choice of modalities is not of that choice's embeddings.
+    flags += ["--maximise=P@3", "--modalities=image", f"--modalities={','.join(modalities)}"]
     assert not cli.run(["tune", f"--workdir={workdir}", *flags])
     config = config_lib.load(workdir / "config.json")
     # Whatever was chosen: `eval` then keeps the training queries.
     config.retrieval.query_weight, config.retrieval.prior_weight = 0.5, 0.3
+    config.retrieval.modalities = modalities
     config_lib.save(config, workdir / "config.json")
     assert not cli.run(["eval", f"--workdir={workdir}"])
     dataset = data.holdout(data.load(config.dataset.dir), 0.3, seed=0)
-    alone, mixed = json.loads((workdir / tune.TUNING).read_text())["measured"]
+    alone, mixed = json.loads((workdir / tune.TUNING).read_text())["measured"][2:]
+    assert tuple(mixed["modalities"]) == modalities
     assert {name: mixed[name] for name in ("P@1", "R@3")} == pytest.approx(slowly(workdir, dataset, mixed))
     wanted = slowly(workdir, dataset, {**alone, "neighbours": 1})
     assert {name: alone[name] for name in ("P@1", "R@3")} == pytest.approx(wanted)
@@ -129,6 +136,7 @@ def test_runs_that_differ_are_told(run, held_out):
         (["--query_weights=1"], "--query_weights=1; give shares between 0 and 1"),
         (["--temperatures=0.1,cold"], "--temperatures=0.1,cold; give numbers above 0"),
         (["--neighbours="], "--neighbours=; give whole numbers"),
+        (["--modalities=text,sound"], "--modalities=text,sound; give some of text, image, text+image"),
         (["--prior_weights=-1"], "--prior_weights=-1; give numbers of at least 0"),
     ],
 )

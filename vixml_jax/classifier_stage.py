@@ -61,7 +61,13 @@ def train(run: Run, params: nnx.State, tables: Tables, step: int, log: Log) -> n
         if checkpointer.latest_step() == total_steps:
             return _read_vectors(checkpointer, run.spec, mesh)
         labels_LD = run.embedder.labels(params, run.frozen, run.banks.labels, tables)
-        queries_ND = run.embedder.queries(params, run.frozen, run.banks.train, "embed train queries")
+        queries_ND = run.embedder.queries(
+            params,
+            run.frozen,
+            run.banks.train,
+            "embed train queries",
+            modalities=config.retrieval.modalities,
+        )
         index = search.make_index(labels_LD, config.retrieval, settings.shortlist, queries_ND)
         shortlist_NK, _ = index.search(queries_ND, min(settings.shortlist, len(labels_LD)))
 

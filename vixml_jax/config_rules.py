@@ -9,6 +9,9 @@ from ml_collections import ConfigDict
 from vixml_jax import config as config_lib
 from vixml_jax.errors import UserError
 
+# What a query may be searched as.
+MODALITIES = ("text", "image", "text+image")
+
 
 def validate(config: ConfigDict) -> None:
     """Checks what can be known without data.
@@ -113,6 +116,11 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             f"config.dataset.fields names {', '.join(sorted(unknown))}", fix="give title, content or both"
         )
+    if not config.retrieval.modalities or set(config.retrieval.modalities) - set(MODALITIES):
+        raise UserError(
+            f"config.retrieval.modalities={tuple(config.retrieval.modalities)}",
+            fix="give some of " + ", ".join(MODALITIES),
+        )
     if config.loss.name == "prime" and config.prototype.kind != "prime":
         raise UserError(
             f"config.loss.name='prime' with config.prototype.kind={config.prototype.kind!r}",
@@ -130,7 +138,7 @@ def _check_values(config: ConfigDict) -> None:
         if isinstance(value, int) and not -(2**31) <= value < (2**32 if key == "train.seed" else 2**31):
             raise UserError(f"config.{key}={value}", fix="give a number below 2^31")
         if isinstance(value, tuple):
-            kind = str if key in ("dataset.fields", "text.lora_targets") else int
+            kind = str if key in ("dataset.fields", "text.lora_targets", "retrieval.modalities") else int
             if not all(type(item) is kind for item in value):
                 fix = "give texts" if kind is str else "give whole numbers"
                 raise UserError(f"config.{key}={value}", fix=fix)

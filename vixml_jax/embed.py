@@ -28,6 +28,7 @@ from vixml_jax import files, sharding
 from vixml_jax import run as run_lib
 from vixml_jax.data.query_lines import read_queries
 from vixml_jax.errors import UserError
+from vixml_jax.evaluate import embed_queries
 from vixml_jax.xmc_model import XmcModel, chunks
 
 
@@ -92,7 +93,7 @@ def embed(workdir: Path, of: str) -> tuple[int, Iterator[Part]]:
         if of == "labels":
             embeddings_ND = run.embedder.labels(model.params, run.frozen, bank, model.tables)
         else:
-            embeddings_ND = run.embedder.queries(model.params, run.frozen, bank, f"embed {of}")
+            embeddings_ND = embed_queries(run, model.params, bank, f"embed {of}")
     split = getattr(run.dataset, of)
     return embeddings_ND.shape[1], iter([Part(embeddings_ND, split.uids, split.titles)])
 

@@ -7,7 +7,8 @@ those of new items come to the host.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +24,11 @@ from vixml_jax.models.two_tower import l2_normalize
 from vixml_jax.progress import Progress
 from vixml_jax.train_state import Tables, zero_table
 from vixml_jax.types import PackedTokens
+
+# Banks and the rows of each that are embedded.
+Views = Sequence[tuple[ItemBank, np.ndarray]]
+# The modalities of a query that is embedded once, with all that it has.
+AS_IT_IS = ("text+image",)
 
 
 class Embedder:
@@ -53,8 +59,8 @@ class Embedder:
         ) -> jax.Array:
             return nnx.merge(graphdef, params, frozen).label_embeddings(texts_LD, clusters_L, centroids_LD)
 
-        def write(table_ND: jax.Array, rows: jax.Array, values: jax.Array, unit: bool) -> jax.Array:
-            return table_ND.at[rows].set(l2_normalize(values) if unit else values, mode="drop")
+        def add(table_ND: jax.Array, rows: jax.Array, values: jax.Array, unit: bool) -> jax.Array:
+            return table_ND.at[rows].add(l2_normalize(values) if unit else values, mode="drop")
 
         def all_labels(params: nnx.State, frozen: nnx.State, *tables: jax.Array) -> jax.Array:
             """`labels` of some at a time, of which every device holds equally many."""
@@ -74,7 +80,8 @@ class Embedder:
         whole, split = sharding.replicated(mesh), sharding.rows(mesh, 2)
         self._pooled = jax.jit(pooled, static_argnames="num_items", out_shardings=whole)
         self._labels = jax.jit(labels, out_shardings=whole)
-        self._write = jax.jit(write, out_shardings=split, donate_argnums=0, static_argnums=3)
+        self._add = jax.jit(add, out_shardings=split, donate_argnums=0, static_argnums=3)
+        self._normalize = jax.jit(l2_normalize, out_shardings=split, donate_argnums=0)
         self._all_labels = jax.jit(all_labels, out_shardings=split)
 
     @property
@@ -98,14 +105,18 @@ class Embedder:
           title: shown while it lasts.
           unit: L2-normalise the rows.
         """
+        return self._table(params, frozen, [(bank, np.arange(len(bank)))], title, unit)
+
+    def _table(self, params: nnx.State, frozen: nnx.State, views: Views, title: str, unit: bool) -> jax.Array:
+        """Embeds the items of all views into a table, where those of one item are added up."""
         table_ND: jax.Array | None = None
-        for chosen, values in self._calls(params, frozen, bank, title):
+        for chosen, values in self._calls(params, frozen, views, title):
             if table_ND is None:
-                table_ND = zero_table((len(bank), values.shape[1]), np.float32, self._mesh)
+                table_ND = zero_table((len(views[0][0]), values.shape[1]), np.float32, self._mesh)
             # What filled up the last call goes nowhere.
             rows = np.full(len(values), len(table_ND), np.int32)
             rows[: len(chosen)] = chosen
-            table_ND = self._write(table_ND, rows, values, unit)
+            table_ND = self._add(table_ND, rows, values, unit)
         assert table_ND is not None, "an empty bank"
         return table_ND
 
@@ -128,10 +139,40 @@ class Embedder:
         bank: ItemBank,
         title: str = "embed queries",
         *,
+        modalities: Collection[str] = AS_IT_IS,
         here: bool = True,
     ) -> np.ndarray:
-        """Returns the L2-normalised embeddings of queries on the host, float32 [N, D]; see sharding.fetch."""
-        return sharding.fetch(self.table(params, frozen, bank, title, unit=True), len(bank), here=here)
+        """Returns what queries search by, L2-normalised float32 [N, D], on the host; see sharding.fetch.
+
+        Args:
+          params, frozen, bank, title: as of `table`.
+          modalities: a query that has text and pictures searches by the mean of its embeddings as each of
+            these, "text", "image" and "text+image"; see `ItemBank.views`.
+          here: whether this process gets the rows.
+        """
+        views = bank.views(modalities)
+        table_ND = self._table(params, frozen, views, title, unit=True)
+        if len(views) > 1:
+            table_ND = self._normalize(table_ND)
+        return sharding.fetch(table_ND, len(bank), here=here)
+
+    def new_queries(
+        self,
+        params: nnx.State,
+        frozen: nnx.State,
+        bank: ItemBank,
+        title: str | None,
+        *,
+        modalities: Collection[str] = AS_IT_IS,
+    ) -> np.ndarray:
+        """Returns what `queries` does, for items that are of no split and need no table on the mesh."""
+        sums_ND = np.zeros((len(bank), 0), np.float32)
+        for chosen, values in self._calls(params, frozen, bank.views(modalities), title):
+            values = np.asarray(values)[: len(chosen)]
+            if not sums_ND.size:
+                sums_ND = np.zeros((len(bank), values.shape[1]), np.float32)
+            sums_ND[chosen] += normalized(values)
+        return normalized(sums_ND)
 
     def labels(
         self,
@@ -151,18 +192,21 @@ class Embedder:
 
         Progress is shown under `title`, None for none.
         """
-        calls = self._calls(params, frozen, bank, title)
+        calls = self._calls(params, frozen, [(bank, np.arange(len(bank)))], title)
         return np.concatenate([np.asarray(values)[: len(chosen)] for chosen, values in calls])
 
     def _calls(
-        self, params: nnx.State, frozen: nnx.State, bank: ItemBank, title: str | None
+        self, params: nnx.State, frozen: nnx.State, views: Views, title: str | None
     ) -> Iterator[tuple[np.ndarray, jax.Array]]:
-        """Yields rows of the bank and their embeddings, one call late, so that the device always has work."""
-        items = call_size(len(bank), self._items, sharding.num_row_shards(self._mesh))
+        """Yields rows of each view and their embeddings, a call late, so that the device always has work."""
+        sizes = [len(rows) for _, rows in views]
+        items = call_size(max(sizes), self._items, sharding.num_row_shards(self._mesh))
         run = functools.partial(self._pooled, num_items=items)
-        batches = encoding_batches(bank, np.arange(len(bank)), items, self._row_length, self._mesh)
+        batches = itertools.chain.from_iterable(
+            encoding_batches(bank, rows, items, self._row_length, self._mesh) for bank, rows in views
+        )
         waiting: list[tuple[np.ndarray, jax.Array]] = []
-        with Progress(len(bank), title, "items") as progress:
+        with Progress(sum(sizes), title, "items") as progress:
 
             def finished() -> tuple[np.ndarray, jax.Array]:
                 chosen, values = waiting.pop(0)

@@ -103,6 +103,18 @@ def searches_here(run: Run) -> bool:
     return distributed.is_lead() or run.config.retrieval.kind == "mesh"
 
 
+def embed_queries(run: Run, params: nnx.State, bank: ItemBank, title: str) -> np.ndarray:
+    """Embeds queries as `config.retrieval.modalities` says, float32 [N, D]; no rows where none search."""
+    return run.embedder.queries(
+        params,
+        run.frozen,
+        bank,
+        title,
+        modalities=run.config.retrieval.modalities,
+        here=searches_here(run),
+    )
+
+
 def search_embeddings(
     run: Run, params: nnx.State, tables: Tables, label_bank: ItemBank | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +132,7 @@ def search_embeddings(
     here, banks = searches_here(run), run.banks
     labels_LD = run.embedder.labels(params, run.frozen, label_bank or banks.labels, tables, here=here)
     if run.config.retrieval.query_weight:
-        queries_ND = run.embedder.queries(params, run.frozen, banks.train, "embed train queries", here=here)
+        queries_ND = embed_queries(run, params, banks.train, "embed train queries")
     else:
         queries_ND = sharding.fetch(tables.query_embeddings, len(run.dataset.train), here=here)
         embedded_N = queries_ND.any(axis=1)
@@ -164,9 +176,7 @@ def evaluate(
     All processes must call it, and leave it together; one that does not search returns None.
     """
     searcher, labels_LD = build_searcher(run, params, tables, label_vectors_LD)
-    queries_ND = run.embedder.queries(
-        params, run.frozen, run.banks.test, "embed test queries", here=searcher is not None
-    )
+    queries_ND = embed_queries(run, params, run.banks.test, "embed test queries")
     result = None
     if searcher is not None:
         figures, predictions = retrieve_and_score(run, searcher, queries_ND, len(labels_LD))
@@ -191,17 +201,15 @@ def modality_matrix(
     if run.banks.test.images is None:
         raise UserError("the run has no pictures", file=run.workdir, fix="leave --modalities out")
     test, labels = run.banks.test, run.banks.labels
-    query_guises = {"text": test.text_only(), "image": test.pictures_only(), "text+image": test}
-    label_guises = {"text": labels.text_only(), "text+image": labels}
     queries = {
-        name: run.embedder.queries(
-            params, run.frozen, bank, f"embed test queries, {name}", here=searches_here(run)
-        )
-        for name, bank in query_guises.items()
+        name: embed_queries(run, params, test.seen_as(name), f"embed test queries, {name}")
+        for name in ("text", "image", "text+image")
     }
     matrix = {}
-    for label_name, bank in label_guises.items():
-        searcher, labels_LD = build_searcher(run, params, tables, label_vectors_LD, bank)
+    for label_name in ("text", "text+image"):
+        searcher, labels_LD = build_searcher(
+            run, params, tables, label_vectors_LD, labels.seen_as(label_name)
+        )
         if searcher is None:
             continue
         for query_name, queries_ND in queries.items():

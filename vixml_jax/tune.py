@@ -1,7 +1,8 @@
 """Tunes retrieval-augmented inference on held-out training queries: `vixml tune --workdir=runs/picto`.
 
-Which weight near training queries have beside labels, at which temperature, how many of them are found, and
-how far frequent labels are preferred is measured on training queries that a run has set aside
+Which weight near training queries have beside labels, at which temperature, how many of them are found, how
+far frequent labels are preferred, and whether a query with text and pictures searches by one embedding or by
+the mean of itself as text, as pictures and as both is measured on training queries that a run has set aside
 (--config.dataset.holdout): test labels are never looked at. --held_out names that run, a copy of the one in
 --workdir but for its hold-out; without it the run of --workdir is one itself. The best setting by the mean
 of the figures in --maximise becomes that of --workdir, for `vixml eval`, `predict`, `index` and `serve` from
@@ -21,8 +22,9 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -34,6 +36,7 @@ from vixml_jax.errors import UserError
 from vixml_jax.progress import Progress
 from vixml_jax.retrieval.augment import Found, augment
 from vixml_jax.retrieval.priors import add_priors
+from vixml_jax.search import Searcher
 from vixml_jax.types import Predictions
 
 TUNING = "tuning.json"
@@ -52,6 +55,7 @@ class Setting(NamedTuple):
     temperature: float
     neighbours: int
     prior_weight: float
+    modalities: tuple[str, ...]
 
 
 def define_flags() -> None:
@@ -62,6 +66,11 @@ def define_flags() -> None:
     flags.DEFINE_list("temperatures", ["0.03", "0.05", "0.07", "0.1"], "Tried, in units of cosine")
     flags.DEFINE_list("neighbours", ["100", "300", "1000"], "Tried: training queries found a query")
     flags.DEFINE_list("prior_weights", ["0", "0.01", "0.02", "0.05"], "Tried: of labels' log frequencies")
+    flags.DEFINE_multi_string(
+        "modalities",
+        ["text+image", "text,image,text+image"],
+        "Tried, where the run has pictures: a query with text and pictures is the mean of itself as these",
+    )
     flags.DEFINE_list("maximise", ["P@1", "R@100"], "Figures whose mean is made as high as it gets")
 
 
@@ -72,10 +81,14 @@ def main() -> int:
         raise UserError("tune needs --workdir", fix="give the directory that `vixml train` filled")
     workdir = Path(given.workdir)
     held_out = Path(given.held_out or workdir)
-    settings = grid(given.query_weights, given.temperatures, given.neighbours, given.prior_weights)
+    settings = grid(
+        given.query_weights, given.temperatures, given.neighbours, given.prior_weights, given.modalities
+    )
     distributed.initialize()
     target, config = (_config_of(directory) for directory in (workdir, held_out))
     _check(config, held_out)
+    if not config.vision.images:  # there is nothing to choose
+        settings = grid(given.query_weights, given.temperatures, given.neighbours, given.prior_weights)
     if differing := differences(target, config):
         logger.warning(
             "%s and %s differ in %s: what is best for one may not be for the other",
@@ -91,15 +104,27 @@ def main() -> int:
 
 
 def grid(
-    weights: Sequence[str], temperatures: Sequence[str], neighbours: Sequence[str], priors: Sequence[str]
+    weights: Sequence[str],
+    temperatures: Sequence[str],
+    neighbours: Sequence[str],
+    priors: Sequence[str],
+    modalities: Sequence[str] = ("text+image",),
 ) -> list[Setting]:
     """Returns every combination, as the flags spell them.
 
     Raises:
       UserError: if a value is no number, or none that `config.retrieval` takes.
     """
+    several = [tuple(names.split(",")) for names in modalities]
+    for names in several:
+        if set(names) - set(config_rules.MODALITIES):
+            known = ", ".join(config_rules.MODALITIES)
+            raise UserError(
+                f"--modalities={','.join(names)}", fix=f"give some of {known}, separated by commas"
+            )
     return [
-        Setting(*values)
+        Setting(*values, modalities=names)
+        for names in several
         for values in itertools.product(
             _numbers("query_weights", weights, float, lambda x: 0 < x < 1, "shares between 0 and 1"),
             _numbers("temperatures", temperatures, float, lambda x: 0 < x < math.inf, "numbers above 0"),
@@ -118,26 +143,40 @@ def differences(run: ConfigDict, held_out: ConfigDict) -> list[str]:
 
 def measure(
     config: ConfigDict, workdir: Path, mesh: Mesh, settings: Sequence[Setting]
-) -> list[dict[str, float]]:
+) -> list[dict[str, Any]]:
     """Scores settings on the test split of a run, which its config says is held out.
 
     Must be called inside the mesh, and by all processes.
 
     Returns:
-      The settings and their figures in percent, a row each; the first row has a weight of 0, labels alone.
-      Nothing in a process that does not search.
+      The settings and their figures in percent, a row each; the first row of each choice of modalities has a
+      weight of 0, labels alone. Nothing in a process that does not search.
     """
     config.retrieval.query_weight = settings[0].query_weight  # not 0: training queries are searched
     config.retrieval.neighbours = max(setting.neighbours for setting in settings)
     run, model = run_lib.load(config, workdir, mesh)
     vectors_LD = classifier_stage.load(config, workdir, model.spec, model.step, mesh)
-    searcher, labels_LD = evaluate.build_searcher(run, model.params, model.tables, vectors_LD)
-    queries_ND = run.embedder.queries(
-        model.params, run.frozen, run.banks.test, "embed held-out queries", here=searcher is not None
-    )
-    if searcher is None:
-        return []
-    k = evaluate.labels_needed(run, len(labels_LD))
+    rows, searcher = [], None
+    for number, (modalities, group) in enumerate(itertools.groupby(settings, lambda s: s.modalities)):
+        config.retrieval.modalities = modalities
+        if not number:
+            searcher, _ = evaluate.build_searcher(run, model.params, model.tables, vectors_LD)
+        else:
+            train_queries_ND = evaluate.embed_queries(
+                run, model.params, run.banks.train, "embed train queries"
+            )
+            searcher = searcher and searcher.with_train_queries(train_queries_ND)
+        queries_ND = evaluate.embed_queries(run, model.params, run.banks.test, "embed held-out queries")
+        if searcher is not None:
+            rows += _score(run, searcher, queries_ND, list(group))
+    return rows
+
+
+def _score(
+    run: run_lib.Run, searcher: Searcher, queries_ND: np.ndarray, settings: Sequence[Setting]
+) -> list[dict[str, Any]]:
+    """Scores settings of the same embeddings, labels alone first."""
+    k = evaluate.labels_needed(run, run.spec.num_labels)
     labels, neighbours = searcher.candidates(queries_ND, k)
     assert neighbours is not None
     alone = Predictions(labels[0][:, :k], labels[1][:, :k])
@@ -160,7 +199,7 @@ def measure(
     return rows
 
 
-def best(rows: Sequence[dict[str, float]], maximise: Sequence[str]) -> dict[str, float]:
+def best(rows: Sequence[dict[str, Any]], maximise: Sequence[str]) -> dict[str, Any]:
     """Returns the row with the highest mean of these figures, the first of equal ones.
 
     Raises:
@@ -173,7 +212,7 @@ def best(rows: Sequence[dict[str, float]], maximise: Sequence[str]) -> dict[str,
     return max(rows, key=lambda row: sum(row[name] for name in maximise))
 
 
-def _write(workdir: Path, held_out: Path, rows: list[dict[str, float]], maximise: Sequence[str]) -> None:
+def _write(workdir: Path, held_out: Path, rows: list[dict[str, Any]], maximise: Sequence[str]) -> None:
     """Writes `tuning.json`, makes the best setting that of the workdir, and prints it beside labels alone."""
     chosen = best(rows, maximise)
     config = _config_of(workdir)
@@ -187,9 +226,10 @@ def _write(workdir: Path, held_out: Path, rows: list[dict[str, float]], maximise
     config_lib.save(config, workdir / "config.json")
     shown = list(dict.fromkeys([*maximise, "P@1", "P@5", "R@100"]))
     shown = [name for name in shown if name in chosen]
-    print("".join(f"{name:>14}" for name in (*Setting._fields, *shown)))
+    print("".join(f"{name:>14}" for name in (*Setting._fields[:-1], *shown)) + "  modalities")
     for row in (rows[0], chosen):
-        print("".join(f"{row[name]:>14.4g}" for name in (*Setting._fields, *shown)))
+        numbers = (row[name] for name in (*Setting._fields[:-1], *shown))
+        print("".join(f"{number:>14.4g}" for number in numbers) + "  " + ",".join(row["modalities"]))
     print(f"{len(rows)} settings are in {workdir / TUNING}, the best in {workdir / 'config.json'}")
 
 

@@ -194,8 +194,18 @@ class XmcModel:
             Pictures that cannot be read count as missing.
           progress: whether it is shown.
         """
-        title = "embed queries" if progress else None
-        return normalized(self._pooled(texts, images, self._model.layout.query, title))
+        model = self._model
+        bank = self._item_bank(texts, images, model.layout.query)
+        if not len(bank):
+            return np.zeros((0, self.dim), np.float32)
+        with sharding.use(self._mesh):
+            return self._embedder.new_queries(
+                model.params,
+                model.frozen,
+                bank,
+                "embed queries" if progress else None,
+                modalities=model.config.retrieval.modalities,
+            )
 
     def encode_labels(
         self, texts: Sequence[str], images: Sequence[Sequence[Picture]] | None = None
@@ -232,7 +242,7 @@ class XmcModel:
           float32 [N, D], and for each new label by its place among the N the lenders, if they are looked up.
         """
         model, tables = self._model, self._model.tables
-        texts_ND = self._pooled(texts, images, model.layout.label, "embed labels")
+        texts_ND = self._label_texts_pooled(texts, images, "embed labels")
         if not len(texts_ND):
             return texts_ND, {}
         new = np.flatnonzero(rows < 0)
@@ -342,21 +352,27 @@ class XmcModel:
         fields = self._model.config.dataset.fields
         return [" ".join(filter(None, (query[field] for field in fields))) for query in queries]
 
-    def _pooled(
-        self,
-        texts: Sequence[str],
-        images: Sequence[Sequence[Picture]] | None,
-        template: Template,
-        title: str | None,
+    def _label_texts_pooled(
+        self, texts: Sequence[str], images: Sequence[Sequence[Picture]] | None, title: str
     ) -> np.ndarray:
+        """Returns the pooled embeddings of labels' texts and pictures, float32 [N, D], not normalised."""
+        model = self._model
+        bank = self._item_bank(texts, images, model.layout.label)
+        if not len(bank):
+            return np.zeros((0, self.dim), np.float32)
+        with sharding.use(self._mesh):
+            return self._embedder.pooled(model.params, model.frozen, bank, title)
+
+    def _item_bank(
+        self, texts: Sequence[str], images: Sequence[Sequence[Picture]] | None, template: Template
+    ) -> ItemBank:
+        """Returns new items as the tower reads them."""
         if isinstance(texts, str):
             raise UserError("texts is one string", fix="give a list of texts")
         if images is not None and len(images) != len(texts):
             raise UserError(
                 f"{len(texts)} texts, but {len(images)} lists of pictures", fix="give one list a text"
             )
-        if not len(texts):
-            return np.zeros((0, self.dim), np.float32)
         model = self._model
         tokenizer = model.layout.tokenizer(model.tokenizer)
         values, lengths = tokenizer.encode_batch(list(texts), model.config.text.max_tokens)
@@ -365,9 +381,9 @@ class XmcModel:
         if self.uses_images and images is not None:
             image_bank = banks_lib.pictures_in_memory(model.config, images, model.spec.image_dim)
         vision = model.config.vision
-        bank = ItemBank(tokens, template, image_bank, vision.images if image_bank else 0, vision.tokens)
-        with sharding.use(self._mesh):
-            return self._embedder.pooled(model.params, model.frozen, bank, title)
+        no_text, _ = tokenizer.encode_batch([""], model.config.text.max_tokens)
+        num_images = vision.images if image_bank else 0
+        return ItemBank(tokens, template, image_bank, num_images, vision.tokens, no_text)
 
     def _known_labels(self) -> dict[str, int]:
         if self._known is None:
@@ -380,9 +396,7 @@ class XmcModel:
         """Exact search over the embeddings of the dataset's labels, by text alone; in blocks."""
         if self._label_texts is None:
             texts = self.labels.text_of(tuple(self._model.config.dataset.fields))
-            texts_LD = normalized(
-                self._pooled(list(texts), None, self._model.layout.label, "embed known labels")
-            )
+            texts_LD = normalized(self._label_texts_pooled(list(texts), None, "embed known labels"))
             self._label_texts = retrieval.build(texts_LD, kind="exact")
         return self._label_texts
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from vixml_jax import sharding
+from vixml_jax import config_rules, sharding
 from vixml_jax.data import pipeline
 from vixml_jax.data.augmentation import Augmentation
 from vixml_jax.data.image_bank import ImageBank, dense_slots
@@ -334,6 +334,34 @@ def test_a_bank_of_pictures_only_is_one_whose_texts_are_all_left_out(no_text):
     _assert_equal(vars(found), vars(bank.take(rows, keep_text=np.zeros(4, bool))))
     assert found.token_ids[found.image_index < 0].tolist() == no_text * 4
     np.testing.assert_array_equal(pictures.slots()[rows], found.lengths)
+
+
+@pytest.mark.parametrize("no_text", [[], [7, 8]], ids=["nothing", "special tokens"])
+@pytest.mark.parametrize(
+    "modalities", [("text+image",), ("text",), ("image",), ("image", "text+image"), config_rules.MODALITIES]
+)
+def test_items_with_text_and_pictures_are_seen_as_each_modality_all_others_once(no_text, modalities):
+    rng = np.random.default_rng(SEED)
+    bank = _bank(rng, 40, IMAGE_DIM)
+    tokens = [no_text + bank.tokens[row].tolist() * (rng.random() < 0.7) for row in range(len(bank))]
+    bank = dataclasses.replace(
+        bank, tokens=Ragged.from_rows(tokens, np.int32), no_text=np.array(no_text, np.int32)
+    )
+    found = [[] for _ in tokens]
+    for view, rows in bank.views(modalities):
+        for row in rows.tolist():
+            item = view.take(np.array([row]))
+            is_text = item.image_index < 0
+            found[row].append((item.token_ids[is_text].tolist(), int((~is_text).sum())))
+    kinds = set()
+    for row, text in enumerate(tokens):
+        pictures = int((bank.images.slots[row] >= 0).sum())
+        has_both = text != no_text and pictures > 0
+        kinds.add((text != no_text, pictures > 0))
+        seen = {"text": (text, 0), "image": (no_text, pictures), "text+image": (text, pictures)}
+        wanted = [seen[name] for name in modalities] if has_both else [seen["text+image"]]
+        assert sorted(found[row]) == sorted(wanted)
+    assert len(kinds) == 4
 
 
 def test_augmentation_changes_pictures_and_nothing_else():

@@ -30,7 +30,7 @@ def _read_config(folder: Path, name: str) -> None:
 def _override_seeds() -> Seeds:
     return {
         "overrides": [
-            b"images=2\noptimizer.lr=1e-3\ntrain.epochs=3\ntext.dims=(8,16)",
+            b"images=2\noptimizer.lr=1e-3\ntrain.epochs=3\ntext.dims=(8,16)\nretrieval.modalities=('text','image')",
             b"smoke\nprototype.kind=dexa\nloss.name=triplet\ndataset.fields=('title','content')",
             b"\nmesh.data=2\nvision.images=1\neval.ks=(1,5)\ndataset.dir=x",
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 import numpy as np
 
@@ -42,6 +43,25 @@ class ItemBank:
         """Returns the same items as if their text were empty."""
         offsets = np.arange(len(self) + 1) * len(self.no_text)
         return dataclasses.replace(self, tokens=Ragged(np.tile(self.no_text, len(self)), offsets))
+
+    def seen_as(self, modality: str) -> ItemBank:
+        """Returns the same items as "text", as "image" or as both: "text+image"."""
+        if modality == "text":
+            return self.text_only()
+        return self.pictures_only() if modality == "image" else self
+
+    def views(self, modalities: Collection[str]) -> list[tuple[ItemBank, np.ndarray]]:
+        """Returns what items are embedded as, to be averaged: banks, and the rows of each, int [n].
+
+        Items that have both text and pictures are seen as each of `modalities`; all others once, as they are.
+        """
+        has_text_N = self.text_lengths() > (len(self.no_text) if self.template.has_text else 0)
+        has_both_N = has_text_N & (self.image_counts() > 0)
+        both = np.flatnonzero(has_both_N)
+        as_it_is = np.arange(len(self)) if "text+image" in modalities else np.flatnonzero(~has_both_N)
+        views = [(self, as_it_is)]
+        views += [(self.seen_as(name), both) for name in ("text", "image") if name in modalities]
+        return [(bank, rows) for bank, rows in views if len(rows)]
 
     def take(
         self, rows: np.ndarray, keep_images: np.ndarray | None = None, keep_text: np.ndarray | None = None
