@@ -6,13 +6,16 @@ import sys
 import textwrap
 import time
 
+import jax
 import numpy as np
 import pytest
 import tiny
 
 from vixml_jax import XmcModel, data, evaluate, sharding
+from vixml_jax import config as config_lib
 from vixml_jax import run as run_lib
 from vixml_jax import train as train_lib
+from vixml_jax.config_rules import MODALITIES
 from vixml_jax.errors import UserError
 from vixml_jax.prepare import prepare
 from vixml_jax.train import train
@@ -199,7 +202,7 @@ def test_the_python_face_predicts_as_the_run_evaluated(dataset, runs):
     ids, scores = model.predict(test.texts, [list(pictures) for pictures in test.images], k=4)
     assert ids.shape == scores.shape == (len(test), 4)
     assert (np.diff(scores, axis=1) <= 0).all()
-    assert model.encode_labels([]).shape == (0, model.dim)
+    assert model.encode_labels([]).shape == model.encode_queries([], []).shape == (0, model.dim)
     new = model.encode_labels(["a label nobody has seen"])
     np.testing.assert_allclose(np.linalg.norm(new, axis=1), 1, atol=1e-5)
 
@@ -222,6 +225,23 @@ def test_every_loss_trains_with_every_prototype(dataset, tmp_path, loss, kind):
     train(config, tmp_path / "run")
     curve = losses(tmp_path / "run")
     assert np.isfinite(list(curve.values())).all()
+
+
+def test_queries_are_averaged_over_modalities_on_a_mesh(runs):
+    with sharding.use(sharding.make_mesh(devices=jax.local_devices())) as mesh:
+        assert mesh.size == 8
+        run, model = run_lib.load(config_lib.load(runs[2] / "config.json"), runs[2], mesh)
+        bank, given = run.banks.train, (model.params, run.frozen)
+        text_ND, image_ND, both_ND = (run.embedder.queries(*given, bank.seen_as(name)) for name in MODALITIES)
+        has_both_N1 = bank.image_counts()[:, None] > 0
+        wanted_ND = np.where(has_both_N1, text_ND + image_ND, 0) + both_ND
+        wanted_ND /= np.linalg.norm(wanted_ND, axis=1, keepdims=True)
+        assert 0 < has_both_N1.sum() < len(bank)
+        found_ND = run.embedder.queries(*given, bank, modalities=MODALITIES)
+        new_ND = run.embedder.new_queries(*given, bank, None, modalities=MODALITIES)
+    np.testing.assert_allclose(found_ND, wanted_ND, atol=1e-5)
+    np.testing.assert_allclose(new_ND, wanted_ND, atol=1e-5)
+    assert np.abs(found_ND - both_ND).max() > 0.01
 
 
 @pytest.mark.parametrize(("kind", "loss"), [("none", "info_nce"), ("prime", "prime")])
@@ -251,7 +271,7 @@ def test_a_run_stopped_in_its_first_epoch_knows_which_queries_it_has_embedded(da
         train(config, tmp_path / "run")
     with sharding.use(sharding.make_mesh()) as mesh:
         run, model = run_lib.load(config, tmp_path / "run", mesh)
-        _, queries_ND = evaluate.search_embeddings(run, model.params, model.tables)
+        queries_ND = evaluate.embed_train_queries(run, model.params, model.tables)
     assert model.step == 2
     assert len(queries_ND) == 2 * config.train.batch_size < len(run.dataset.train)
     np.testing.assert_allclose(np.linalg.norm(queries_ND, axis=1), 1, rtol=1e-5)

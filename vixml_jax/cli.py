@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "train": ("vixml_jax.train", "train; run again on the same workdir it resumes"),
     "eval": ("vixml_jax.evaluate", "embed, retrieve and score the test split with the newest checkpoint"),
-    "tune": ("vixml_jax.tune", "choose the weight of near training queries on held-out training queries"),
+    "tune": ("vixml_jax.tune", "choose how labels are searched, on held-out training queries"),
     "embed": ("vixml_jax.embed", "export embeddings of train, test, labels or any JSONL"),
     "index": ("vixml_jax.index_labels", "build the label index, add labels to it or take some out"),
     "predict": ("vixml_jax.predict", "label new queries: JSONL in, JSONL out"),

@@ -166,9 +166,9 @@ def base() -> ConfigDict:
     retrieval.dims = 0  # search by the first n dimensions of embeddings, see text.dims; 0 = all
     retrieval.k = 100  # labels retrieved a query (filter pairs come on top)
     retrieval.target_recall = 0.98  # of ScaNN against exact search, at k
-    retrieval.modalities = (
-        "text+image",  # of "text", "image", "text+image": a query that has both is the mean of it as these
-    )
+    # A query that has text and pictures searches by the mean of its embeddings as each of these, of "text",
+    # "image" and "text+image".
+    retrieval.modalities = ("text+image",)
     retrieval.query_weight = 0.0  # of near training queries, which hand their labels on; 0 = off, ViXML 0.1
     retrieval.temperature = 0.05  # of the softmax over labels and training queries found together
     retrieval.neighbours = 100  # training queries found a query

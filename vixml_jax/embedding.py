@@ -6,8 +6,6 @@ those of new items come to the host.
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -199,25 +197,23 @@ class Embedder:
         self, params: nnx.State, frozen: nnx.State, views: Views, title: str | None
     ) -> Iterator[tuple[np.ndarray, jax.Array]]:
         """Yields rows of each view and their embeddings, a call late, so that the device always has work."""
-        sizes = [len(rows) for _, rows in views]
-        items = call_size(max(sizes), self._items, sharding.num_row_shards(self._mesh))
-        run = functools.partial(self._pooled, num_items=items)
-        batches = itertools.chain.from_iterable(
-            encoding_batches(bank, rows, items, self._row_length, self._mesh) for bank, rows in views
-        )
+        shards = sharding.num_row_shards(self._mesh)
         waiting: list[tuple[np.ndarray, jax.Array]] = []
-        with Progress(sum(sizes), title, "items") as progress:
+        with Progress(sum(len(rows) for _, rows in views), title, "items") as progress:
 
             def finished() -> tuple[np.ndarray, jax.Array]:
                 chosen, values = waiting.pop(0)
                 progress.update(len(chosen))
                 return chosen, jax.block_until_ready(values)
 
-            for chosen, tokens in batches:
-                waiting.append((chosen, run(params, frozen, tokens)))
-                if len(waiting) > 1:
-                    yield finished()
-            yield finished()
+            for bank, rows in views:
+                items = call_size(len(rows), self._items, shards)
+                for chosen, tokens in encoding_batches(bank, rows, items, self._row_length, self._mesh):
+                    waiting.append((chosen, self._pooled(params, frozen, tokens, num_items=items)))
+                    if len(waiting) > 1:
+                        yield finished()
+            if waiting:
+                yield finished()
 
     def prototypes(
         self,

@@ -30,7 +30,16 @@ import scipy.sparse
 from absl import flags
 from flax import nnx
 
-from vixml_jax import classifier_stage, classifiers, distributed, files, metrics, score, sharding
+from vixml_jax import (
+    classifier_stage,
+    classifiers,
+    config_rules,
+    distributed,
+    files,
+    metrics,
+    score,
+    sharding,
+)
 from vixml_jax import config as config_lib
 from vixml_jax import run as run_lib
 from vixml_jax.data.items import ItemBank
@@ -104,7 +113,10 @@ def searches_here(run: Run) -> bool:
 
 
 def embed_queries(run: Run, params: nnx.State, bank: ItemBank, title: str) -> np.ndarray:
-    """Embeds queries as `config.retrieval.modalities` says, float32 [N, D]; no rows where none search."""
+    """Embeds queries as `config.retrieval.modalities` says, float32 [N, D].
+
+    All processes must call it; those that do not search get no rows.
+    """
     return run.embedder.queries(
         params,
         run.frozen,
@@ -115,57 +127,49 @@ def embed_queries(run: Run, params: nnx.State, bank: ItemBank, title: str) -> np
     )
 
 
-def search_embeddings(
-    run: Run, params: nnx.State, tables: Tables, label_bank: ItemBank | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Embeds what is searched. All processes must call it; those that do not search get no rows.
+def embed_labels(
+    run: Run, params: nnx.State, tables: Tables, bank: ItemBank | None = None, title: str = "embed labels"
+) -> np.ndarray:
+    """Embeds labels as they are searched, float32 [L, D]; those of `bank` where they come in another guise.
 
-    Args:
-      run, params, tables: of the checkpoint.
-      label_bank: the labels in another guise than the run's.
-
-    Returns:
-      Label embeddings float32 [L, D]; and those of training queries, float32 [N, D]: embedded where they are
-      searched too, else as the steps gathered them, some steps old: good enough to tune an index on. Of a
-      run that has been stopped in its first epoch there may be fewer than N.
+    All processes must call it; those that do not search get no rows.
     """
-    here, banks = searches_here(run), run.banks
-    labels_LD = run.embedder.labels(params, run.frozen, label_bank or banks.labels, tables, here=here)
+    bank = bank or run.banks.labels
+    return run.embedder.labels(params, run.frozen, bank, tables, title, here=searches_here(run))
+
+
+def embed_train_queries(run: Run, params: nnx.State, tables: Tables) -> np.ndarray:
+    """Embeds training queries as an index wants them, float32 [N, D].
+
+    Where they are searched too they are embedded; else they are as the steps gathered them, some steps old:
+    good enough to tune an index on. Of a run that has been stopped in its first epoch there may be fewer.
+    All processes must call it; those that do not search get no rows.
+    """
     if run.config.retrieval.query_weight:
-        queries_ND = embed_queries(run, params, banks.train, "embed train queries")
-    else:
-        queries_ND = sharding.fetch(tables.query_embeddings, len(run.dataset.train), here=here)
-        embedded_N = queries_ND.any(axis=1)
-        if not embedded_N.all():  # zeros: no step has embedded it yet
-            queries_ND = queries_ND[embedded_N]
-    return labels_LD, queries_ND
+        return embed_queries(run, params, run.banks.train, "embed train queries")
+    queries_ND = sharding.fetch(tables.query_embeddings, len(run.dataset.train), here=searches_here(run))
+    embedded_N = queries_ND.any(axis=1)
+    return queries_ND if embedded_N.all() else queries_ND[embedded_N]  # zeros: no step has embedded it yet
 
 
-def build_searcher(
-    run: Run,
-    params: nnx.State,
-    tables: Tables,
-    label_vectors_LD: np.ndarray | None = None,
-    label_bank: ItemBank | None = None,
-) -> tuple[Searcher | None, np.ndarray]:
-    """Embeds the labels and, where they are searched too, the training queries; builds the indexes.
-
-    All processes embed; where a process does not search, it gets no index and no embeddings.
+def make_searcher(
+    run: Run, labels_LD: np.ndarray, train_queries_ND: np.ndarray, label_vectors_LD: np.ndarray | None
+) -> Searcher | None:
+    """Builds the indexes, which takes a while: what devices do together is best done before.
 
     Args:
-      run, params, tables: of the checkpoint.
-      label_vectors_LD: its classifiers; their scores are mixed with those of the label embeddings.
-      label_bank: the labels in another guise than the run's.
+      run: its config says which.
+      labels_LD, train_queries_ND: embeddings.
+      label_vectors_LD: classifiers; their scores are mixed with those of the label embeddings.
 
     Returns:
-      The indexes, and the label embeddings float32 [L, D].
+      The indexes; None in a process that does not search.
     """
-    labels_LD, train_queries_ND = search_embeddings(run, params, tables, label_bank)
     if not searches_here(run):
-        return None, labels_LD
+        return None
     settings, targets = run.config.retrieval, run.dataset.train_targets
     searched_LD = classifiers.mixed(labels_LD, label_vectors_LD, settings.classifier_weight)
-    return Searcher.build(searched_LD, train_queries_ND, targets, settings), labels_LD
+    return Searcher.build(searched_LD, train_queries_ND, targets, settings)
 
 
 def evaluate(
@@ -175,8 +179,10 @@ def evaluate(
 
     All processes must call it, and leave it together; one that does not search returns None.
     """
-    searcher, labels_LD = build_searcher(run, params, tables, label_vectors_LD)
+    labels_LD = embed_labels(run, params, tables)
+    train_queries_ND = embed_train_queries(run, params, tables)
     queries_ND = embed_queries(run, params, run.banks.test, "embed test queries")
+    searcher = make_searcher(run, labels_LD, train_queries_ND, label_vectors_LD)
     result = None
     if searcher is not None:
         figures, predictions = retrieve_and_score(run, searcher, queries_ND, len(labels_LD))
@@ -190,7 +196,8 @@ def modality_matrix(
 ) -> dict[str, dict[str, float]]:
     """Evaluates {text, image, text+image} queries against {text, text+image} labels.
 
-    Training queries, where they are searched too, keep their pictures: they are known beforehand.
+    Queries of text and pictures are as `config.retrieval.modalities` says; so are training queries, where
+    they are searched too: they are known beforehand.
 
     Returns:
       "QUERIES/LABELS" -> metric name -> percent; nothing in a process that does not search.
@@ -200,21 +207,24 @@ def modality_matrix(
     """
     if run.banks.test.images is None:
         raise UserError("the run has no pictures", file=run.workdir, fix="leave --modalities out")
-    test, labels = run.banks.test, run.banks.labels
     queries = {
-        name: embed_queries(run, params, test.seen_as(name), f"embed test queries, {name}")
-        for name in ("text", "image", "text+image")
+        name: embed_queries(run, params, run.banks.test.seen_as(name), f"embed test queries, {name}")
+        for name in config_rules.MODALITIES
     }
+    labels = {
+        name: embed_labels(run, params, tables, run.banks.labels.seen_as(name), f"embed labels, {name}")
+        for name in ("text", "text+image")
+    }
+    train_queries_ND = embed_train_queries(run, params, tables)
     matrix = {}
-    for label_name in ("text", "text+image"):
-        searcher, labels_LD = build_searcher(
-            run, params, tables, label_vectors_LD, labels.seen_as(label_name)
-        )
+    for label_name, labels_LD in labels.items():
+        searcher = make_searcher(run, labels_LD, train_queries_ND, label_vectors_LD)
         if searcher is None:
             continue
         for query_name, queries_ND in queries.items():
             figures, _ = retrieve_and_score(run, searcher, queries_ND, len(labels_LD))
             matrix[f"{query_name}/{label_name}"] = figures
+    distributed.wait_for_all()
     return matrix
 
 

@@ -86,7 +86,8 @@ class Searcher:
         whole_queries_ND, train_queries_ND = train_queries_ND, prefix(train_queries_ND, settings.dims)
         neighbours = None
         if settings.query_weight:
-            neighbours = _index_queries(train_queries_ND, settings)
+            with announced(f"index {len(train_queries_ND):,} training queries ({settings.kind})"):
+                neighbours = make_index(train_queries_ND, settings, settings.neighbours, train_queries_ND)
         with announced(f"index {len(labels_LD):,} labels ({settings.kind})"):
             labels = make_index(prefix(labels_LD, settings.dims), settings, settings.k, train_queries_ND)
         if settings.kind != "scann":  # which has measured itself while it was tuned
@@ -113,11 +114,6 @@ class Searcher:
                 return None
             neighbours = retrieval.load(workdir / NEIGHBOURS)
         return cls(retrieval.load(workdir / LABELS), neighbours, train_targets, settings, changes)
-
-    def with_train_queries(self, train_queries_ND: np.ndarray) -> Searcher:
-        """Returns one over the same labels and other embeddings of the training queries, float32 [N, D]."""
-        queries_ND = prefix(train_queries_ND, self.settings.dims)
-        return dataclasses.replace(self, neighbours=_index_queries(queries_ND, self.settings))
 
     def save(self, workdir: Path, step: int) -> None:
         """Writes the indexes of the checkpoint of `step` into a run's workdir."""
@@ -217,11 +213,6 @@ def prefix(embeddings_ND: np.ndarray, dims: int) -> np.ndarray:
             f"config.retrieval.dims={dims}", fix=f"embeddings have {embeddings_ND.shape[1]} dimensions"
         )
     return normalized(embeddings_ND[:, :dims])
-
-
-def _index_queries(train_queries_ND: np.ndarray, settings: ConfigDict) -> Index:
-    with announced(f"index {len(train_queries_ND):,} training queries ({settings.kind})"):
-        return make_index(train_queries_ND, settings, settings.neighbours, train_queries_ND)
 
 
 def make_index(embeddings: np.ndarray, settings: ConfigDict, k: int, sample_queries: np.ndarray) -> Index:

@@ -48,6 +48,7 @@ READ_IF = {
     "vision.": "vision.images",
     "classifier.": "classifier.epochs",
     "retrieval.classifier_weight": "classifier.epochs",
+    "retrieval.modalities": "vision.images",
     "retrieval.neighbours": "retrieval.query_weight",
     "retrieval.temperature": "retrieval.query_weight",
 }

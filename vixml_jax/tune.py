@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 from vixml_jax import classifier_stage, config_rules, distributed, evaluate, files, sharding
 from vixml_jax import config as config_lib
 from vixml_jax import run as run_lib
+from vixml_jax.embedding import AS_IT_IS
 from vixml_jax.errors import UserError
 from vixml_jax.progress import Progress
 from vixml_jax.retrieval.augment import Found, augment
@@ -69,7 +70,8 @@ def define_flags() -> None:
     flags.DEFINE_multi_string(
         "modalities",
         ["text+image", "text,image,text+image"],
-        "Tried, where the run has pictures: a query with text and pictures is the mean of itself as these",
+        "Tried, where the run has pictures: a query with text and pictures searches by the mean of its "
+        "embeddings as each of these. Repeat the flag for each choice",
     )
     flags.DEFINE_list("maximise", ["P@1", "R@100"], "Figures whose mean is made as high as it gets")
 
@@ -87,8 +89,8 @@ def main() -> int:
     distributed.initialize()
     target, config = (_config_of(directory) for directory in (workdir, held_out))
     _check(config, held_out)
-    if not config.vision.images:  # there is nothing to choose
-        settings = grid(given.query_weights, given.temperatures, given.neighbours, given.prior_weights)
+    if not config.vision.images:  # one embedding is all that a query has
+        settings = list(dict.fromkeys(setting._replace(modalities=AS_IT_IS) for setting in settings))
     if differing := differences(target, config):
         logger.warning(
             "%s and %s differ in %s: what is best for one may not be for the other",
@@ -108,7 +110,7 @@ def grid(
     temperatures: Sequence[str],
     neighbours: Sequence[str],
     priors: Sequence[str],
-    modalities: Sequence[str] = ("text+image",),
+    modalities: Sequence[str],
 ) -> list[Setting]:
     """Returns every combination, as the flags spell them.
 
@@ -120,7 +122,7 @@ def grid(
         if set(names) - set(config_rules.MODALITIES):
             known = ", ".join(config_rules.MODALITIES)
             raise UserError(
-                f"--modalities={','.join(names)}", fix=f"give some of {known}, separated by commas"
+                f"--modalities={','.join(names)}", fix=f"give some of {known}; repeat the flag to try several"
             )
     return [
         Setting(*values, modalities=names)
@@ -156,19 +158,16 @@ def measure(
     config.retrieval.neighbours = max(setting.neighbours for setting in settings)
     run, model = run_lib.load(config, workdir, mesh)
     vectors_LD = classifier_stage.load(config, workdir, model.spec, model.step, mesh)
-    rows, searcher = [], None
-    for number, (modalities, group) in enumerate(itertools.groupby(settings, lambda s: s.modalities)):
+    labels_LD = evaluate.embed_labels(run, model.params, model.tables)
+    rows = []
+    for modalities, group in itertools.groupby(settings, lambda setting: setting.modalities):
         config.retrieval.modalities = modalities
-        if not number:
-            searcher, _ = evaluate.build_searcher(run, model.params, model.tables, vectors_LD)
-        else:
-            train_queries_ND = evaluate.embed_queries(
-                run, model.params, run.banks.train, "embed train queries"
-            )
-            searcher = searcher and searcher.with_train_queries(train_queries_ND)
+        train_queries_ND = evaluate.embed_train_queries(run, model.params, model.tables)
         queries_ND = evaluate.embed_queries(run, model.params, run.banks.test, "embed held-out queries")
+        searcher = evaluate.make_searcher(run, labels_LD, train_queries_ND, vectors_LD)
         if searcher is not None:
             rows += _score(run, searcher, queries_ND, list(group))
+        distributed.wait_for_all()  # before devices do more together
     return rows
 
 

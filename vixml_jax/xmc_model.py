@@ -135,7 +135,8 @@ class XmcModel:
         model.config.retrieval = settings or model.config.retrieval
         with sharding.use(self._mesh):
             run = run_lib.with_banks(model, model.config, dataset, self._workdir, self._mesh)
-            labels_LD, queries_ND = evaluate.search_embeddings(run, model.params, model.tables)
+            labels_LD = evaluate.embed_labels(run, model.params, model.tables)
+            queries_ND = evaluate.embed_train_queries(run, model.params, model.tables)
             vectors_LD = classifier_stage.load(
                 model.config, self._workdir, model.spec, model.step, self._mesh
             )
@@ -186,7 +187,7 @@ class XmcModel:
         images: Sequence[Sequence[Picture]] | None = None,
         progress: bool = True,
     ) -> np.ndarray:
-        """Embeds queries, float32 [N, D].
+        """Embeds queries, float32 [N, D]; those with pictures as `config.retrieval.modalities` says.
 
         Args:
           texts: N texts.
@@ -378,7 +379,7 @@ class XmcModel:
         values, lengths = tokenizer.encode_batch(list(texts), model.config.text.max_tokens)
         tokens = Ragged(values, np.concatenate([[0], np.cumsum(lengths)]))
         image_bank = None
-        if self.uses_images and images is not None:
+        if self.uses_images and images is not None and any(map(len, images)):
             image_bank = banks_lib.pictures_in_memory(model.config, images, model.spec.image_dim)
         vision = model.config.vision
         no_text, _ = tokenizer.encode_batch([""], model.config.text.max_tokens)

@@ -46,9 +46,8 @@ class ItemBank:
 
     def seen_as(self, modality: str) -> ItemBank:
         """Returns the same items as "text", as "image" or as both: "text+image"."""
-        if modality == "text":
-            return self.text_only()
-        return self.pictures_only() if modality == "image" else self
+        guises = {"text": self.text_only, "image": self.pictures_only, "text+image": lambda: self}
+        return guises[modality]()
 
     def views(self, modalities: Collection[str]) -> list[tuple[ItemBank, np.ndarray]]:
         """Returns what items are embedded as, to be averaged: banks, and the rows of each, int [n].
