@@ -134,7 +134,7 @@ def embed_labels(
 
     All processes must call it; those that do not search get no rows.
     """
-    bank = bank or run.banks.labels
+    bank = run.banks.labels if bank is None else bank
     return run.embedder.labels(params, run.frozen, bank, tables, title, here=searches_here(run))
 
 

@@ -176,9 +176,12 @@ def _figures(run: AbstractRun, devices: Topology, step: ProgramPlan, encoding: P
 
     config, workload, spec = run.config, run.workload, run.spec
     steps = config.train.epochs * run.steps_per_epoch
-    # All labels and training queries before the first step, labels and test queries after the last: these as
-    # each of the modalities that they search by.
-    searched = workload.test_queries * (len(set(config.retrieval.modalities)) if config.vision.images else 1)
+    # All labels and training queries before the first step, labels and what searches or is searched
+    # after the last, as each of its modalities.
+    views = len(set(config.retrieval.modalities)) if config.vision.images else 1
+    searched = views * workload.test_queries
+    if config.retrieval.query_weight:
+        searched += views * workload.queries
     calls = sum(
         -(-count // run.items_per_call)
         for count in (workload.labels, workload.queries, workload.labels, searched)

@@ -379,7 +379,7 @@ class XmcModel:
         values, lengths = tokenizer.encode_batch(list(texts), model.config.text.max_tokens)
         tokens = Ragged(values, np.concatenate([[0], np.cumsum(lengths)]))
         image_bank = None
-        if self.uses_images and images is not None and any(map(len, images)):
+        if self.uses_images and images is not None and len(images):
             image_bank = banks_lib.pictures_in_memory(model.config, images, model.spec.image_dim)
         vision = model.config.vision
         no_text, _ = tokenizer.encode_batch([""], model.config.text.max_tokens)
