@@ -28,7 +28,7 @@ from vixml_jax import files, sharding
 from vixml_jax import run as run_lib
 from vixml_jax.data.query_lines import read_queries
 from vixml_jax.errors import UserError
-from vixml_jax.evaluate import embed_queries
+from vixml_jax.evaluate import embed_labels, embed_queries
 from vixml_jax.xmc_model import XmcModel, chunks
 
 
@@ -89,11 +89,10 @@ def embed(workdir: Path, of: str) -> tuple[int, Iterator[Part]]:
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     with sharding.use(mesh):
         run, model = run_lib.load(config, workdir, mesh)
-        bank = getattr(run.banks, of)
         if of == "labels":
-            embeddings_ND = run.embedder.labels(model.params, run.frozen, bank, model.tables)
+            embeddings_ND = embed_labels(run, model.params, model.tables)
         else:
-            embeddings_ND = embed_queries(run, model.params, bank, f"embed {of}")
+            embeddings_ND = embed_queries(run, model.params, getattr(run.banks, of), f"embed {of}")
     split = getattr(run.dataset, of)
     return embeddings_ND.shape[1], iter([Part(embeddings_ND, split.uids, split.titles)])
 
